@@ -1,0 +1,1 @@
+"""Synthetic humans: dressed adult bodies, scenes, and renders with exact labels."""
