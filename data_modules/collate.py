@@ -1,0 +1,42 @@
+"""Items (numpy) to batches (torch)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Make a batch of items.
+
+    Arrays whose shapes agree over the batch are stacked to a tensor ``(B, ...)``; labels that keep their own source
+    size in evaluation become a list of B tensors; everything else becomes a list.
+    """
+    batch: dict[str, Any] = {}
+    for name in items[0]:
+        values = [item[name] for item in items]
+        if not isinstance(values[0], np.ndarray):
+            batch[name] = values
+            continue
+        tensors = [torch.from_numpy(np.ascontiguousarray(value)) for value in values]
+        same = all(tensor.shape == tensors[0].shape for tensor in tensors)
+        batch[name] = torch.stack(tensors) if same else tensors
+    return batch
+
+
+def _collate_good(items: Sequence[dict[str, Any]], mark: str) -> dict[str, Any]:
+    good = [item for item in items if mark not in item]
+    batch = collate(good) if good else {"key": []}
+    batch[mark] = [(item["key"], item[mark]) for item in items if mark in item]
+    return batch
+
+
+def collate_training(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Make a batch of the usable items; the others are listed under ``rejected`` as (key, reason)."""
+    return _collate_good(items, "rejected")
+
+
+def collate_pictures(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Make a batch of the readable pictures; the others are listed under ``error`` as (path, reason)."""
+    return _collate_good(items, "error")

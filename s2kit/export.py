@@ -1,0 +1,45 @@
+"""A finished run's weights for others: ``weights.safetensors`` and ``model.json``."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from s2kit.tasks import Task
+from s2kit.version import __version__
+
+#: Version of model.json's layout.
+FORMAT = 1
+
+
+def describe_task(task: Task, metrics: dict[str, float] | None = None) -> dict[str, Any]:
+    """Return what ``model.json`` says: all that ``load_task`` needs to rebuild the task, and how it scored."""
+    return {
+        "format": FORMAT,
+        "s2kit": __version__,
+        "task": task.name,
+        "arch": task.hparams.arch,
+        "image_size": list(task.image_size),
+        "frame": getattr(task, "frame", None),
+        "config": dict(task.hparams),
+        "metrics": metrics or {},
+        "parameters": sum(parameter.numel() for parameter in task.parameters()),
+    }
+
+
+def export_task(task: Task, folder: str | Path, metrics: dict[str, float] | None = None) -> Path:
+    """Write ``weights.safetensors`` (published keys ``backbone.*``, ``decode_head.*``) and ``model.json``.
+
+    Returns:
+        The path of the weights.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / "weights.safetensors"
+    state = {name: value.detach().cpu().contiguous() for name, value in task.state_dict().items()}
+    save_file(state, weights.with_suffix(".tmp"), metadata={"format": "pt", "task": task.name})
+    os.replace(weights.with_suffix(".tmp"), weights)
+    (folder / "model.json").write_text(json.dumps(describe_task(task, metrics), indent=2) + "\n")
+    return weights

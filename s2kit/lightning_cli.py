@@ -1,0 +1,206 @@
+"""LightningCLI with s2kit's run folder, callbacks and one-line errors."""
+
+import logging
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from s2kit.callbacks import CheckpointConfig, Panels, PredictionWriter, Throughput
+from s2kit.errors import UserError
+from s2kit.export import export_task
+from s2kit.report import print_metrics
+from s2kit.run_folder import RunConfig, run_folder
+from s2kit.tasks import Task
+from s2kit.version import __version__
+
+#: Warnings of Lightning that a user of this command line can do nothing about, or that state what was asked for.
+QUIET = (
+    r".*does not have many workers.*",
+    r".*The number of training batches .* is smaller than the logging interval.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*`LeafSpec\(\)`.*|.*isinstance\(treespec, LeafSpec\).*",
+    r".*LightningCLI's args parameter is intended to run from within Python.*",
+    r".*GPU available but not used.*",
+)
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        """Print what is wrong, without the usage text, and exit with code 2."""
+        print(f"s2kit: error: {shorten(message)}", file=sys.stderr)
+        self.exit(2)
+
+
+def shorten(message: str) -> str:
+    """Reduce jsonargparse's nested report to its innermost statement, with the option that it is about."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
+    outer = re.match(r'Parser key "([^"]+)"', lines[0])
+    inner = [line for line in lines if not re.match(r"(Parser key|Does not validate|Problem with given class_path)", line)]
+    text = (inner or lines)[0]
+    if outer and outer[1] not in text:
+        text = f"{outer[1]}: {text}"
+    return text
+
+
+class S2kitCLI(LightningCLI):
+    """fit, validate, test and predict on a task and its data module."""
+
+    def __init__(self, args: list[str], experiment: str) -> None:
+        self.experiment = experiment
+        self.run_path = Path()
+        super().__init__(
+            Task,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfigCallback,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_class=Parser,
+            auto_configure_optimizers=False,
+            # Tasks keep their own plain hyper-parameters, so that a checkpoint does not depend on this command line.
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(RunConfig, "run")
+        parser.add_class_arguments(CheckpointConfig, "checkpoint")
+        parser.add_lightning_class_args(Panels, "panels")
+        parser.add_lightning_class_args(Throughput, "throughput")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.link_arguments("model.init_args.image_size", "data.init_args.image_size")
+
+    def _parse_ckpt_path(self) -> None:
+        """Check that ``--ckpt_path`` is a checkpoint of this task.
+
+        Lightning's own form lets the checkpoint's hyper-parameters silently override what the command line says.
+        """
+        config = self.config[self.config.subcommand]
+        path = config.get("ckpt_path")
+        if not path or path in ("best", "last", "hpc"):
+            return
+        if not Path(path).is_file():
+            raise UserError(f"--ckpt_path {path}: no such checkpoint")
+        check_task_of_checkpoint(Path(path), config.model.class_path)
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        trainer = config.trainer
+        if trainer.fast_dev_run:
+            return
+        self.run_path = run_folder(RunConfig(**vars(config.run)), self.experiment)
+        trainer.default_root_dir = str(self.run_path)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer_config = self._get(self.config_init, "trainer")
+        if trainer_config.get("logger") is None and not trainer_config.get("fast_dev_run"):
+            where = {
+                "save_dir": self.run_path.parent.parent,
+                "name": self.run_path.parent.name,
+                "version": self.run_path.name,
+            }
+            loggers = [TensorBoardLogger(**where)]
+            if self.subcommand != "predict":
+                loggers.append(CSVLogger(**where))
+            kwargs["logger"] = loggers
+        if self.subcommand == "fit":
+            checkpoint = self._get(self.config_init, "checkpoint")
+            kwargs["callbacks"] = [
+                *(trainer_config.get("callbacks") or []),
+                *checkpoint.callbacks(self.model.monitor, self.model.monitor_mode),
+            ]
+        # The samplers of the data modules know their rank; Lightning's would pad evaluation with repeated samples.
+        kwargs["use_distributed_sampler"] = False
+        return super().instantiate_trainer(**kwargs)
+
+    # ------------------------------------------------------------------------------------------------ commands
+
+    def before_fit(self) -> None:
+        if self.trainer.max_steps <= 0 and self.trainer.max_epochs is None and not self.trainer.fast_dev_run:
+            raise UserError("how long to train is not said: set trainer.max_steps (or trainer.max_epochs)")
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint, export its weights and say where everything is."""
+        if self.trainer.interrupted:
+            raise KeyboardInterrupt
+        best = self.trainer.checkpoint_callback.best_model_path if self.trainer.checkpoint_callback else ""
+        metrics: dict[str, float] = {}
+        if self.config[self.subcommand].run.test:
+            metrics = self.test(self.model, datamodule=self.datamodule, ckpt_path=best or None)
+        elif best:
+            self.model.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            export_task(self.model, self.run_path, metrics)
+            print(f"run folder: {self.run_path}")
+
+    def validate(self, model: Task, **kwargs: Any) -> dict[str, float]:
+        return self._evaluate("validate", model, **kwargs)
+
+    def test(self, model: Task, **kwargs: Any) -> dict[str, float]:
+        return self._evaluate("test", model, **kwargs)
+
+    def _evaluate(self, function: str, model: Task, **kwargs: Any) -> dict[str, float]:
+        kwargs["verbose"] = False
+        results = getattr(self.trainer, function)(model, **kwargs)
+        metrics = {name: value for part in results for name, value in part.items()}
+        if self.trainer.is_global_zero:
+            print_metrics(model, metrics)
+        return metrics
+
+    def predict(self, model: Task, **kwargs: Any) -> None:
+        kwargs["return_predictions"] = False
+        self.trainer.predict(model, **kwargs)
+        writer = next(c for c in self.trainer.callbacks if isinstance(c, PredictionWriter))
+        print(f"{writer.written} of {writer.written + len(writer.failed)} pictures written to {writer.path}")
+        if writer.failed:
+            names = "; ".join(f"{path}: {reason}" for path, reason in writer.failed)
+            raise UserError(f"{len(writer.failed)} not readable: {names}")
+
+
+def check_task_of_checkpoint(path: Path, class_path: str) -> None:
+    """Refuse a checkpoint of another task.
+
+    Raises:
+        UserError: If the head in ``path`` belongs to another task than ``class_path``.
+        s2kit.models.checkpoints.WeightsError: If ``path`` is not a checkpoint.
+    """
+    from importlib import import_module
+
+    from s2kit.models.checkpoints import read_state_dict, task_of
+
+    module, _, name = class_path.rpartition(".")
+    expected = getattr(import_module(module), name).name
+    found = task_of(read_state_dict(path))
+    if found != expected:
+        raise UserError(f"--ckpt_path {path}: holds a model for {found or 'no known task'}, but this is the task {expected}")
+
+
+def experiment_name(args: list[str]) -> str:
+    """Return the stem of the first ``--config`` file, the default name of an experiment."""
+    for position, arg in enumerate(args):
+        flag, _, value = arg.partition("=")
+        if flag in ("-c", "--config"):
+            value = value or (args[position + 1] if position + 1 < len(args) else "")
+            return Path(value).stem or "run"
+    return "run"
+
+
+def run_lightning(args: list[str]) -> int:
+    """Run fit, validate, test or predict."""
+    for pattern in QUIET:
+        warnings.filterwarnings("ignore", pattern)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not re.match(r"GPU available|TPU available|HPU available|💡|`Trainer", record.getMessage())
+    )
+    S2kitCLI(args, experiment_name(args))
+    return 0

@@ -1,0 +1,85 @@
+"""Optimiser groups and learning-rate schedules (release, optimisation)."""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from torch import nn
+
+#: Values that follow from the size of the backbone (release, optimisation: per task and size).
+LAYER_DECAY = {"sapiens2_0.4b": 0.80, "sapiens2_0.8b": 0.85, "sapiens2_1b": 0.90, "sapiens2_1b_4k": 0.90, "sapiens2_5b": 0.94}
+GRADIENT_CLIP = {"sapiens2_0.4b": 2.0}
+DEFAULT_GRADIENT_CLIP = 4.0
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+
+def layer_multiplier(name: str, depth: int, decay: float) -> float:
+    """Return the learning-rate multiplier of a parameter under layer-wise decay.
+
+    Tokens, patch embedding and window tokenizer get ``decay ** (depth + 1)``, block ``i`` gets
+    ``decay ** (depth - i)``, the final norm and the head 1 (release, optimisation).
+
+    Args:
+        name: The parameter's name in a task (``backbone.blocks.3.ln1.weight``).
+        depth: Number of blocks of the backbone.
+        decay: The factor from one layer to the next, in (0, 1].
+    """
+    if match := re.match(r"backbone\.blocks\.(\d+)\.", name):
+        return decay ** (depth - int(match[1]))
+    if re.match(r"backbone\.(cls_token|storage_tokens|patch_embed|tokenizer)", name):
+        return decay ** (depth + 1)
+    return 1.0
+
+
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Tell whether weight decay applies: not to vectors, biases and position embeddings; to the 3-D tokens it does."""
+    return parameter.ndim > 1 and not name.endswith(".bias") and "pos_embed" not in name
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float, layer_decay: float, depth: int
+) -> list[dict]:
+    """Group trainable parameters by learning rate and weight decay.
+
+    Returns:
+        Groups for a torch optimiser, each with ``params``, ``names``, ``lr`` and ``weight_decay``.
+    """
+    groups: dict[tuple[float, float], dict] = {}
+    for name, parameter in named_parameters:
+        if not parameter.requires_grad:
+            continue
+        group_lr = lr * layer_multiplier(name, depth, layer_decay)
+        decay = weight_decay if is_decayed(name, parameter) else 0.0
+        group = groups.setdefault((group_lr, decay), {"params": [], "names": [], "lr": group_lr, "weight_decay": decay})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def learning_rate_factor(
+    total_steps: int, warmup_steps: int = 500, schedule: Schedule = "linear", warmup_start: float = 1e-3
+) -> Callable[[int], float]:
+    """Return the factor on the learning rate as a function of the optimiser step.
+
+    Linear warm-up from ``warmup_start`` to 1 over ``warmup_steps``, then linear or cosine to 0 at ``total_steps``,
+    or constant (release, optimisation: linear).
+
+    Raises:
+        ValueError: If the warm-up is not shorter than the whole.
+    """
+    if not 0 <= warmup_steps < total_steps:
+        raise ValueError(f"warmup_steps={warmup_steps} must be at least 0 and below the run's {total_steps} steps")
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return warmup_start + (1 - warmup_start) * step / warmup_steps
+        progress = min(1.0, (step - warmup_steps) / (total_steps - warmup_steps))
+        if schedule == "linear":
+            return 1 - progress
+        if schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        return 1.0
+
+    return factor

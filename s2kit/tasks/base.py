@@ -1,0 +1,269 @@
+"""What every task shares: building from plain config, optimisation, evaluation at the source's size, prediction."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from s2kit import optim
+from s2kit.inference.geometry import unletterbox
+from s2kit.models import create_backbone
+from s2kit.models.checkpoints import load_weights
+
+#: ImageNet statistics of RGB in 0..255 (release, data).
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+#: Consecutive steps without a finite gradient after which a run stops.
+MAX_BAD_STEPS = 10
+
+
+class Task(LightningModule):
+    """A backbone, a head, losses and metrics for one task. Built from plain values, so that a checkpoint rebuilds it.
+
+    A concrete task defines ``build_head``, ``configure_losses``, ``configure_metrics``, ``compute_losses``,
+    ``finish``, ``update_metrics``, ``compute_metrics``, ``draw`` and ``panel``.
+
+    Args:
+        arch: Name of the backbone (``sapiens2_nano``, ``sapiens2_0.1b``, ..., ``sapiens2_5b``).
+        image_size: Network input (height, width).
+        weights: File to start from: a task's ``weights.safetensors``, a backbone's file, or a run's checkpoint.
+        strict: Whether every entry of ``weights`` must fit; a backbone's file leaves the head as it was initialised.
+        backbone: Overrides of the backbone's fields, such as ``{drop_path: 0.1}``.
+        head: Overrides of the head's fields.
+        lr: Peak learning rate; by default 5e-4, the published value for most sizes.
+        weight_decay: AdamW's decay, on matrices only.
+        layer_decay: Factor on the learning rate from layer to layer; by default what was published for ``arch``.
+        betas: AdamW's momenta.
+        warmup_steps: Optimiser steps of linear warm-up.
+        schedule: ``linear``, ``cosine`` or ``constant`` after the warm-up.
+        clip: Limit on the gradient's global norm; by default what was published for ``arch``.
+    """
+
+    #: Name of the task, as ``load_task`` and ``model.json`` know it.
+    name: ClassVar[str]
+    #: Metric that chooses the best checkpoint, and its direction.
+    monitor: ClassVar[str]
+    monitor_mode: ClassVar[str] = "min"
+    #: Units of the metrics, and what ``baseline_*`` metrics are, for the table in the terminal.
+    metric_units: ClassVar[dict[str, str]] = {}
+    baseline_title: ClassVar[str] = "trivial baseline"
+    #: Peak learning rates that differ from 5e-4, by arch.
+    published_lr: ClassVar[dict[str, float]] = {}
+
+    def __init__(
+        self,
+        arch: str = "sapiens2_0.4b",
+        image_size: tuple[int, int] = (1024, 768),
+        weights: str | None = None,
+        strict: bool = True,
+        backbone: dict[str, Any] | None = None,
+        head: dict[str, Any] | None = None,
+        lr: float | None = None,
+        weight_decay: float = 0.1,
+        layer_decay: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup_steps: int = 500,
+        schedule: optim.Schedule = "linear",
+        clip: float | None = None,
+    ) -> None:
+        super().__init__()
+        # A rebuilt checkpoint brings its own weights: the file they started from may be gone.
+        self.save_hyperparameters(ignore=["weights", "strict"])
+        self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.configure_models()
+        self.configure_losses()
+        self.configure_metrics()
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
+        self._bad_steps = 0
+        self._batch_keys: list[str] = []
+        if weights is not None:
+            load_weights(self, weights, strict=strict)
+
+    # ------------------------------------------------------------------------------------------------ what it is
+
+    def build_head(self, dim: int) -> nn.Module:
+        """Return the task's head on features of ``dim`` channels."""
+        raise NotImplementedError
+
+    def configure_models(self) -> None:
+        """Build ``backbone`` and ``decode_head``."""
+        options = self.hparams.backbone or {}
+        self.backbone = create_backbone(self.hparams.arch, image_size=self.image_size, **options)
+        self.decode_head = self.build_head(self.backbone.config.embed_dim)
+
+    def configure_losses(self) -> None:
+        """Build what ``compute_losses`` needs."""
+        raise NotImplementedError
+
+    def configure_metrics(self) -> None:
+        """Build the metrics of the stages ``val`` and ``test``."""
+        raise NotImplementedError
+
+    def compute_losses(self, output: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the weighted loss terms of a training batch."""
+        raise NotImplementedError
+
+    def finish(self, output: Any, index: int, batch: dict[str, Any]) -> Any:
+        """Return sample ``index`` of an output at its source's size, in the task's units."""
+        raise NotImplementedError
+
+    def update_metrics(self, stage: str, predictions: Sequence[Any], batch: dict[str, Any]) -> None:
+        """Add a batch of finished predictions to the metrics of ``stage``."""
+        raise NotImplementedError
+
+    def compute_metrics(self, stage: str) -> dict[str, Tensor]:
+        """Return the metrics of ``stage`` over all ranks and reset them; ``baseline_<name>`` is the trivial answer's."""
+        raise NotImplementedError
+
+    def draw(self, prediction: np.ndarray) -> np.ndarray:
+        """Draw a prediction (as ``to_numpy`` gives it) as uint8 (H, W, 3) RGB."""
+        raise NotImplementedError
+
+    def panel(self, prediction: Any, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Return the pictures of one sample (title -> uint8 (H, W, 3) RGB), in the order to be shown."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------------------------ computation
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """Map RGB in 0..255, ``(B, 3, H, W)`` of any type, to the backbone's input."""
+        return (image.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+
+    def forward(self, image: Tensor) -> Any:
+        """Map a normalised image ``(B, 3, H, W)`` to the head's raw output."""
+        return self.decode_head(self.backbone(image).patches)
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor | None:
+        self._batch_keys = batch["key"]
+        if not batch["key"]:
+            return None
+        losses = self.compute_losses(self(self.normalise(batch["image"])), batch)
+        total = torch.stack(list(losses.values())).sum()
+        size = len(batch["key"])
+        self.log("train/loss", total, prog_bar=True, batch_size=size)
+        self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=size)
+        return total
+
+    def _predict_batch(self, batch: dict[str, Any]) -> list[Any]:
+        output = self(self.normalise(batch["image"]))
+        return [self.finish(output, index, batch) for index in range(len(batch["key"]))]
+
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> list[Any]:
+        predictions = self._predict_batch(batch)
+        self.update_metrics("val", predictions, batch)
+        return predictions
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def test_step(self, batch: dict[str, Any], batch_index: int) -> list[Any]:
+        predictions = self._predict_batch(batch)
+        self.update_metrics("test", predictions, batch)
+        return predictions
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def predict_step(self, batch: dict[str, Any], batch_index: int) -> list[Any]:
+        return self._predict_batch(batch) if batch["key"] else []
+
+    def _log_metrics(self, stage: str) -> None:
+        for name, value in self.compute_metrics(stage).items():
+            key = f"{stage}/{name}"
+            self.log(key, value.float(), prog_bar=key == self.monitor, rank_zero_only=False)
+
+    @staticmethod
+    def source_picture(index: int, batch: dict[str, Any]) -> np.ndarray:
+        """Return the network's input picture of sample ``index`` at its source's size, uint8 (H, W, 3)."""
+        height, width = (int(side) for side in batch["source_size"][index])
+        picture = unletterbox(batch["image"][index].float(), batch["crop"][index], (height, width))
+        return picture.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+
+    # ------------------------------------------------------------------------------------------------ optimisation
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        hparams = self.hparams
+        lr = hparams.lr if hparams.lr is not None else self.published_lr.get(hparams.arch, 5e-4)
+        layer_decay = hparams.layer_decay
+        if layer_decay is None:
+            layer_decay = optim.LAYER_DECAY.get(hparams.arch, 1.0)
+        groups = optim.parameter_groups(
+            self.named_parameters(), lr, hparams.weight_decay, layer_decay, self.backbone.config.depth
+        )
+        optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(hparams.betas), fused=True)
+        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else self.trainer.estimated_stepping_batches
+        warmup = 0 if self.trainer.fast_dev_run else hparams.warmup_steps
+        factor = optim.learning_rate_factor(int(steps), warmup, hparams.schedule)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient's norm, and skip a step whose gradient is not finite.
+
+        The norm is taken after the reduction over ranks, so all of them decide alike.
+
+        Raises:
+            RuntimeError: After ``MAX_BAD_STEPS`` such steps in a row.
+        """
+        limit = gradient_clip_val if gradient_clip_val is not None else self.hparams.clip
+        if limit is None:
+            limit = optim.GRADIENT_CLIP.get(self.hparams.arch, optim.DEFAULT_GRADIENT_CLIP)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, limit)
+        self.log("train/gradient_norm", norm, batch_size=max(1, len(self._batch_keys)))
+        if bool(torch.isfinite(norm)):
+            self._bad_steps = 0
+            return
+        self._bad_steps += 1
+        optimizer.zero_grad(set_to_none=True)
+        where = f"step {self.global_step}: the gradient is not finite; this batch: {', '.join(self._batch_keys)}"
+        if self._bad_steps >= MAX_BAD_STEPS:
+            raise RuntimeError(f"{where}; {MAX_BAD_STEPS} such steps in a row, so the run stops. Lower model.lr?")
+        rank_zero_warn(f"{where}; the step is skipped")
+
+    # ------------------------------------------------------------------------------------------------ plain Python
+
+    @torch.inference_mode()
+    def predict(self, images: Sequence[Any] | Any, batch_size: int = 8) -> list[Any]:
+        """Predict pictures of any size.
+
+        Args:
+            images: A picture or several: uint8 arrays (H, W, 3) RGB, or paths.
+            batch_size: Pictures per forward pass.
+
+        Returns:
+            One result a picture, at the picture's own size, as numpy (what it is, the task's ``finish`` says).
+
+        Raises:
+            data_modules.images.ImageError: If a file cannot be read.
+        """
+        from data_modules.collate import collate
+        from data_modules.images import read_image
+        from data_modules.transforms import EvalTransform
+
+        if isinstance(images, str | Path) or getattr(images, "ndim", None) == 3:
+            images = [images]
+        transform = EvalTransform(self.image_size)
+        self.eval()
+        results: list[Any] = []
+        for start in range(0, len(images), batch_size):
+            pictures = [read_image(i) if isinstance(i, str | Path) else i for i in images[start : start + batch_size]]
+            batch = collate([transform({"key": str(start + k), "image": p}) for k, p in enumerate(pictures)])
+            batch["image"] = batch["image"].to(self.device)
+            results += [self.to_numpy(prediction) for prediction in self._predict_batch(batch)]
+        return results
+
+    def to_numpy(self, prediction: Any) -> Any:
+        """Return a finished prediction as numpy; maps become ``(H, W, C)``."""
+        return prediction.permute(1, 2, 0).float().cpu().numpy()

@@ -1,0 +1,92 @@
+"""Surface normals."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from s2kit.inference import drawing
+from s2kit.inference.geometry import unletterbox
+from s2kit.losses.normals import NormalsLoss
+from s2kit.metrics.normals import ConstantNormalBaseline, NormalsMetric
+from s2kit.models.heads import PixelShuffleHead
+from s2kit.tasks.base import Task
+
+
+class NormalsTask(Task):
+    """Camera-frame unit normals (x right, y up, z to the camera) of every pixel of a person.
+
+    Args:
+        loss: The loss's form: ``release`` (its weights were trained so) or ``paper``.
+        **kwargs: See ``Task``.
+    """
+
+    name: ClassVar[str] = "normals"
+    monitor: ClassVar[str] = "val/mean"
+    published_lr: ClassVar[dict[str, float]] = {"sapiens2_5b": 1e-4}
+    metric_units: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("mean", "median", "rmse"), "degrees"),
+        **dict.fromkeys(("within_5", "within_11.25", "within_22.5", "within_30"), "% of pixels"),
+    }
+    baseline_title: ClassVar[str] = "best constant normal"
+    #: The frame of the vectors, written to model.json.
+    frame: ClassVar[str] = "x right, y up, z to the camera"
+
+    def __init__(self, loss: str = "release", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+    def build_head(self, dim: int) -> nn.Module:
+        return PixelShuffleHead.for_task("normals", self.hparams.arch, dim, **(self.hparams.head or {}))
+
+    def configure_losses(self) -> None:
+        self.loss = NormalsLoss(self.hparams.loss)
+
+    def configure_metrics(self) -> None:
+        self.val_metrics = NormalsMetric()
+        self.test_metrics = NormalsMetric()
+        self.test_baseline = ConstantNormalBaseline()
+
+    def compute_losses(self, output: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return self.loss(output, batch["normals"], batch["valid"])
+
+    def finish(self, output: Tensor, index: int, batch: dict[str, Any]) -> Tensor:
+        """Return unit normals (3, H, W) at the source's size."""
+        height, width = (int(side) for side in batch["source_size"][index])
+        normals = unletterbox(output[index].float(), batch["crop"][index], (height, width))
+        return F.normalize(normals, dim=0, eps=1e-6)
+
+    def update_metrics(self, stage: str, predictions: Sequence[Tensor], batch: dict[str, Any]) -> None:
+        for prediction, normals, valid in zip(predictions, batch["normals"], batch["valid"]):
+            if stage == "test":
+                self.test_metrics.update(prediction[None], normals[None], valid[None])
+                self.test_baseline.update(normals[None], valid[None])
+            else:
+                self.val_metrics.update(prediction[None], normals[None], valid[None])
+
+    def compute_metrics(self, stage: str) -> dict[str, Tensor]:
+        metrics = self.test_metrics if stage == "test" else self.val_metrics
+        values = metrics.compute()
+        metrics.reset()
+        if stage == "test":
+            values["baseline_mean"] = self.test_baseline.compute()["mean"]
+            self.test_baseline.reset()
+        return values
+
+    def draw(self, prediction: np.ndarray) -> np.ndarray:
+        return drawing.draw_normals(prediction)
+
+    def panel(self, prediction: Tensor, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        valid = batch["valid"][index][0].cpu().numpy()
+        truth = self.to_numpy(batch["normals"][index])
+        predicted = self.to_numpy(prediction)
+        error = drawing.angular_error(predicted, truth)
+        mean = f"error, mean {error[valid].mean():.1f} deg" if valid.any() else "error"
+        return {
+            "input": self.source_picture(index, batch),
+            "truth": drawing.draw_normals(truth, valid),
+            "prediction": drawing.draw_normals(predicted, valid),
+            mean: drawing.draw_heat(error, drawing.MAX_ERROR_DEGREES, valid),
+        }
