@@ -1,0 +1,20 @@
+"""Shard sets: WebDataset-layout tars with an index beside each and one manifest. See docs/data.md."""
+
+from data_modules.shards.codecs import decode_sample, encode_sample
+from data_modules.shards.format import FIELDS, NORMALS_FRAMES, ShardError, read_manifest
+from data_modules.shards.index import index_tar
+from data_modules.shards.reader import ShardDataset
+from data_modules.shards.writer import ShardWriter, make_manifest
+
+__all__ = [
+    "FIELDS",
+    "NORMALS_FRAMES",
+    "ShardDataset",
+    "ShardError",
+    "ShardWriter",
+    "decode_sample",
+    "encode_sample",
+    "index_tar",
+    "make_manifest",
+    "read_manifest",
+]

@@ -1,0 +1,247 @@
+"""Raw samples to tar members and back. The encodings were chosen by ``benchmarks/encodings.py``; see docs/data.md."""
+
+import io
+import json
+from collections.abc import Callable, Collection
+from typing import Any
+
+import cv2
+import numpy as np
+
+from data_modules.shards import planes
+from data_modules.shards.format import (
+    DENSE_FIELDS,
+    FIELDS,
+    JSON_FIELDS,
+    KIT_NORMALS_FRAME,
+    NORMALS_FRAMES,
+    SCHEMAS,
+    ShardError,
+    canonical_json,
+    check_key,
+    field_of,
+)
+
+JPEG_QUALITY = 95
+
+#: Member extension that ``encode_sample`` gives to each dense field.
+EXTENSIONS = {
+    "image": "jpg",
+    "alpha": "alpha.u8.zst",
+    "normals": "normals.oct.zst",
+    "depth": "depth.q16.zst",
+    "albedo": "albedo.u8.zst",
+    "parts": "parts.u8.zst",
+}
+_ENCODERS: dict[str, Callable[[np.ndarray], bytes]] = {
+    "alpha": planes.encode_smooth,
+    "normals": planes.encode_normals,
+    "depth": planes.encode_depth,
+    "albedo": planes.encode_smooth,
+    "parts": planes.encode_labels,
+}
+_DTYPES = {"image": "uint8", "alpha": "uint8", "normals": "float32", "depth": "float32"}
+_DTYPES |= {"albedo": "uint8", "parts": "uint8"}
+_CHANNELS = {"image": 3, "normals": 3, "albedo": 3}
+_JSON_SHAPES = {"intrinsics": (3, 3), "box": (4,), "keypoints": (None, 2), "visibility": (None,)}
+
+
+def encode_sample(sample: dict[str, Any]) -> dict[str, bytes]:
+    """Encode a raw sample; equal samples give equal bytes (with the same versions of OpenCV and zstandard).
+
+    Args:
+        sample: ``key`` and ``image`` uint8 (H, W, 3) RGB; optionally ``alpha`` uint8 (H, W), ``normals`` float32
+            (H, W, 3) in the kit's frame (x right, y up, z to the camera; zeros where undefined), ``depth`` float32
+            (H, W) metres along z (0 where undefined), ``albedo`` uint8 (H, W, 3), ``parts`` uint8 (H, W),
+            ``intrinsics`` (3, 3), ``box`` (4,) xyxy, ``keypoints`` (K, 2), ``visibility`` (K,), ``meta`` (JSON-able).
+
+    Returns:
+        Member extension -> bytes, in the order of the extensions.
+
+    Raises:
+        ShardError: An unknown field, or one whose type, shape or values cannot be stored.
+    """
+    key = check_key(sample.get("key", ""))
+    unknown = sorted(set(sample) - set(FIELDS) - {"key"})
+    if unknown:
+        raise ShardError(f"sample {key!r}: unknown field {unknown[0]!r}; the fields are {', '.join(FIELDS)}")
+    if "image" not in sample:
+        raise ShardError(f"sample {key!r}: no image; every sample has one")
+    size = sample["image"].shape[:2]
+    members = {}
+    for name in DENSE_FIELDS:
+        if name not in sample:
+            continue
+        array = sample[name]
+        wanted = (*size, _CHANNELS[name]) if name in _CHANNELS else tuple(size)
+        if not isinstance(array, np.ndarray) or array.dtype != _DTYPES[name] or array.shape != wanted:
+            got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise ShardError(f"sample {key!r}: {name} is {got}, it must be {_DTYPES[name]} {wanted}")
+        try:
+            encode = _encode_jpeg if name == "image" else _ENCODERS[name]
+            members[EXTENSIONS[name]] = encode(array)
+        except planes.PlanesError as error:
+            raise ShardError(f"sample {key!r}: {name}: {error}") from None
+    members["json"] = canonical_json(_encode_json(key, size, sample))
+    return dict(sorted(members.items()))
+
+
+def decode_sample(
+    members: dict[str, bytes],
+    fields: Collection[str] | None = None,
+    *,
+    key: str | None = None,
+    normals_frame: str = KIT_NORMALS_FRAME,
+) -> dict[str, Any]:
+    """Decode the members of one sample.
+
+    Args:
+        members: Member extension -> bytes, as ``encode_sample`` or ``ShardDataset.read_encoded`` give them. Plain
+            ``png``, ``webp`` and ``npy`` members of other writers are read too.
+        fields: What to decode; None for everything. A field that the sample does not have is left out.
+        key: The sample's key where no ``json`` member says it.
+        normals_frame: Frame of normals where the ``json`` member does not say it, see ``NORMALS_FRAMES``.
+
+    Returns:
+        A raw sample as ``encode_sample`` takes it; normals always in the kit's frame.
+
+    Raises:
+        ShardError: A member does not decode, or its size or type is wrong; the text names sample and member.
+    """
+    wanted = check_fields(fields)
+    record = _load_json(members["json"], key) if "json" in members else {}
+    key = record.get("key", key)
+    sample: dict[str, Any] = {} if key is None else {"key": key}
+    for extension, data in members.items():
+        name = field_of(extension)
+        if name in wanted:
+            sample[name] = _decode_member(name, extension, data, key)
+    sizes = {name: sample[name].shape[:2] for name in DENSE_FIELDS if name in sample}
+    stated = tuple(record["image_size"]) if "image_size" in record else None
+    for name, size in sizes.items():
+        expected = stated or next(iter(sizes.values()))
+        if size != expected:
+            raise ShardError(
+                f"sample {key!r}: {name} is {size[0]} x {size[1]}, the image {expected[0]} x {expected[1]}"
+            )
+    if "normals" in sample:
+        _to_kit_frame(sample["normals"], record.get("normals_frame", normals_frame), key)
+    for name in JSON_FIELDS:
+        if name in wanted and name in record:
+            sample[name] = _decode_record(name, record[name], key)
+    return sample
+
+
+def check_fields(fields: Collection[str] | None) -> set[str]:
+    """Return ``fields`` as a set, all of them for None.
+
+    Raises:
+        ShardError: One of them does not exist.
+    """
+    if isinstance(fields, str):
+        fields = (fields,)
+    wanted = set(FIELDS if fields is None else fields) - {"key"}
+    unknown = sorted(wanted - set(FIELDS))
+    if unknown:
+        raise ShardError(f"unknown field {unknown[0]!r}; the fields are {', '.join(FIELDS)}")
+    return wanted
+
+
+def _encode_jpeg(image: np.ndarray) -> bytes:
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+    if not done:
+        raise planes.PlanesError(f"{image.shape[0]} x {image.shape[1]} does not fit in a JPEG")
+    return data.tobytes()
+
+
+def _encode_json(key: str, size: tuple[int, int], sample: dict[str, Any]) -> dict[str, Any]:
+    record: dict[str, Any] = {"key": key, "image_size": [int(size[0]), int(size[1])]}
+    record["version"] = SCHEMAS["sample"]
+    if "normals" in sample:
+        record["normals_frame"] = KIT_NORMALS_FRAME
+    for name, shape in _JSON_SHAPES.items():
+        if name not in sample:
+            continue
+        array = np.asarray(sample[name])
+        if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape)):
+            raise ShardError(f"sample {key!r}: {name} has shape {array.shape}, it must be {shape}")
+        record[name] = array.astype(int).tolist() if name == "visibility" else _short_floats(array)
+    if "meta" in sample:
+        record["meta"] = sample["meta"]
+    return record
+
+
+def _short_floats(array: np.ndarray) -> Any:
+    """Return nested lists with the shortest decimals that give the same float32 back; NaN becomes None."""
+    if array.ndim:
+        return [_short_floats(row) for row in array]
+    value = np.float32(array)
+    return float(str(value)) if np.isfinite(value) else None
+
+
+def _load_json(data: bytes, key: str | None) -> dict[str, Any]:
+    try:
+        record = json.loads(bytes(data))
+    except ValueError as error:
+        raise ShardError(f"sample {key!r}, member 'json': not JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise ShardError(f"sample {key!r}, member 'json': a {type(record).__name__}, it must be an object")
+    if key is not None and record.get("key", key) != key:
+        raise ShardError(f"sample {key!r}, member 'json': belongs to sample {record['key']!r}")
+    return record
+
+
+def _decode_member(name: str, extension: str, data: bytes, key: str | None) -> np.ndarray:
+    try:
+        if extension.endswith(".zst"):
+            array = planes.decode_planes(data)[1]
+        elif extension.endswith(".npy"):
+            array = np.load(io.BytesIO(data), allow_pickle=False)
+        else:
+            array = _decode_picture(data, name)
+    except (ValueError, cv2.error) as error:
+        raise ShardError(f"sample {key!r}, member {extension!r}: does not decode ({error})") from None
+    channels = _CHANNELS.get(name)
+    if (
+        array.dtype != _DTYPES[name]
+        or array.ndim != (3 if channels else 2)
+        or array.shape[2:] not in ((), (channels,))
+    ):
+        raise ShardError(
+            f"sample {key!r}, member {extension!r}: holds {array.dtype} {array.shape}, "
+            f"{name} must be {_DTYPES[name]} {'(H, W, 3)' if channels else '(H, W)'}"
+        )
+    return array
+
+
+def _decode_picture(data: bytes, name: str) -> np.ndarray:
+    flags = cv2.IMREAD_COLOR if name in _CHANNELS else cv2.IMREAD_UNCHANGED
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if picture is None:
+        raise ValueError("not a readable picture")
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB, dst=picture) if name in _CHANNELS else picture
+
+
+def _to_kit_frame(normals: np.ndarray, frame: str, key: str | None) -> None:
+    if frame not in NORMALS_FRAMES:
+        raise ShardError(
+            f"sample {key!r}: normals_frame {frame!r} is not known; it must be one of {', '.join(NORMALS_FRAMES)}"
+        )
+    for axis, sign in enumerate(NORMALS_FRAMES[frame]):
+        if sign < 0:
+            # 0 - x, not -x: undefined normals stay +0 in every frame.
+            np.subtract(0, normals[..., axis], out=normals[..., axis])
+
+
+def _decode_record(name: str, value: Any, key: str | None) -> Any:
+    if name == "meta":
+        return value
+    try:
+        array = np.array(value, dtype=np.float64).astype(np.float32)
+    except (TypeError, ValueError):
+        raise ShardError(f"sample {key!r}, member 'json': {name} is not an array of numbers") from None
+    shape = _JSON_SHAPES[name]
+    if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape)):
+        raise ShardError(f"sample {key!r}, member 'json': {name} has shape {array.shape}, it must be {shape}")
+    return array.astype(np.uint8) if name == "visibility" else array

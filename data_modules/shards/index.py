@@ -1,0 +1,263 @@
+"""The index beside a tar: where each member of each sample lies, and its crc32.
+
+Little-endian, every section 8-byte aligned, so that it is read (or mapped) with numpy and nothing is parsed:
+
+==========  ==============================  =====================================================================
+ bytes       what                            content
+==========  ==============================  =====================================================================
+ 64          header ``<8sIIQQQIIII8x``       magic ``S2KINDEX``, version, crc32 of all that follows the header,
+                                             bytes of the tar, samples S, members M, bytes of keys, of extensions,
+                                             number of extensions, 0
+ 8 * (S+1)   ``first`` uint64                members of sample i are rows first[i] .. first[i+1]
+ 8 * (S+1)   ``key_end`` uint64              key i is key bytes key_end[i] .. key_end[i+1]
+ 24 * M      ``members``                     offset uint64 of the content in the tar, size uint64, crc32 uint32,
+                                             extension uint32 (number in the list)
+ padded      keys                            UTF-8, one after the other
+ padded      extensions                      UTF-8, separated by line feeds
+==========  ==============================  =====================================================================
+"""
+
+import os
+import struct
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_modules.shards.format import INDEX_SUFFIX, ShardError, split_member_name
+
+INDEX_VERSION = 1
+MEMBER = np.dtype([("offset", "<u8"), ("size", "<u8"), ("crc32", "<u4"), ("extension", "<u4")])
+
+_MAGIC = b"S2KINDEX"
+_HEADER = struct.Struct("<8sIIQQQIIII8x")
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One member of a sample: its extension, and offset and size of its content in the tar, in bytes."""
+
+    extension: str
+    offset: int
+    size: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The samples of one tar. The arrays may be views of a mapped file.
+
+    Attributes:
+        tar_bytes: Size of the tar.
+        first: uint64 (S + 1,), rows of ``members`` per sample.
+        key_end: uint64 (S + 1,), bytes of ``keys`` per sample.
+        members: ``MEMBER`` (M,).
+        keys: The keys' bytes.
+        extensions: The list that ``members["extension"]`` counts in.
+    """
+
+    tar_bytes: int
+    first: np.ndarray
+    key_end: np.ndarray
+    members: np.ndarray
+    keys: bytes
+    extensions: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    def key(self, number: int) -> str:
+        """Return the key of sample ``number`` of this shard."""
+        return self.keys[int(self.key_end[number]) : int(self.key_end[number + 1])].decode()
+
+    def entries(self, number: int) -> list[Entry]:
+        """Return the members of sample ``number`` of this shard."""
+        rows = self.members[int(self.first[number]) : int(self.first[number + 1])]
+        return [Entry(self.extensions[e], offset, size, crc) for offset, size, crc, e in rows.tolist()]
+
+    def to_bytes(self) -> bytes:
+        """Return the index file's content."""
+        extensions = "\n".join(self.extensions).encode()
+        body = b"".join(
+            [
+                self.first.astype("<u8").tobytes(),
+                self.key_end.astype("<u8").tobytes(),
+                self.members.astype(MEMBER).tobytes(),
+                _pad(self.keys),
+                _pad(extensions),
+            ]
+        )
+        counts = (len(self), len(self.members), len(self.keys), len(extensions), len(self.extensions), 0)
+        return _HEADER.pack(_MAGIC, INDEX_VERSION, zlib.crc32(body), self.tar_bytes, *counts) + body
+
+
+def index_path(tar_path: str | Path) -> Path:
+    """Return where the index of a tar lies: ``shard.tar`` -> ``shard.tar.index``."""
+    return Path(f"{tar_path}{INDEX_SUFFIX}")
+
+
+def build_index(tar_bytes: int, samples: list[tuple[str, list[Entry]]]) -> ShardIndex:
+    """Return the index of ``samples`` (key, entries), in the order of the tar."""
+    extensions = tuple(sorted({entry.extension for _, entries in samples for entry in entries}))
+    number = {extension: n for n, extension in enumerate(extensions)}
+    rows = [(e.offset, e.size, e.crc32, number[e.extension]) for _, entries in samples for e in entries]
+    keys = [key.encode() for key, _ in samples]
+    return ShardIndex(
+        tar_bytes,
+        np.cumsum([0, *(len(entries) for _, entries in samples)]).astype("<u8"),
+        np.cumsum([0, *map(len, keys)]).astype("<u8"),
+        np.array(rows, MEMBER),
+        b"".join(keys),
+        extensions,
+    )
+
+
+def read_index(path: str | Path) -> ShardIndex:
+    """Read an index file and check it against its own checksum.
+
+    Raises:
+        ShardError: It is missing, of another kind or a newer version, cut off, damaged, or points out of its tar.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ShardError(
+            f"{path}: no such file; make it with index_tar({str(path.with_suffix(''))!r})"
+        ) from None
+    except OSError as error:
+        raise ShardError(f"{path}: not readable ({error})") from None
+    if len(data) < _HEADER.size or data[:8] != _MAGIC:
+        raise ShardError(f"{path}: not the index of a shard; make it again with index_tar")
+    _, version, crc, tar_bytes, samples, members, key_bytes, ext_bytes, ext_count, _ = _HEADER.unpack_from(
+        data
+    )
+    if version > INDEX_VERSION:
+        raise ShardError(
+            f"{path}: index version {version}, this s2kit reads versions up to {INDEX_VERSION}; update s2kit"
+        )
+    sizes = [
+        8 * (samples + 1),
+        8 * (samples + 1),
+        MEMBER.itemsize * members,
+        _padded(key_bytes),
+        _padded(ext_bytes),
+    ]
+    if len(data) != _HEADER.size + sum(sizes) or zlib.crc32(memoryview(data)[_HEADER.size :]) != crc:
+        raise ShardError(f"{path}: the index is cut off or damaged; make it again with index_tar")
+    starts = np.cumsum([_HEADER.size, *sizes]).tolist()
+    text = data[starts[4] : starts[4] + ext_bytes].decode()
+    index = ShardIndex(
+        tar_bytes,
+        np.frombuffer(data, "<u8", samples + 1, starts[0]),
+        np.frombuffer(data, "<u8", samples + 1, starts[1]),
+        np.frombuffer(data, MEMBER, members, starts[2]),
+        data[starts[3] : starts[3] + key_bytes],
+        tuple(text.split("\n")) if ext_count else (),
+    )
+    _check(index, path, ext_count)
+    return index
+
+
+def index_tar(path: str | Path) -> Path:
+    """Index a tar that any program wrote, reading it once from front to end, and return the index's path.
+
+    Members of a sample must follow one another, as the webdataset package demands; its rule splits the names (the
+    key ends at the first dot after the last slash). Folders are passed over, and files without a dot or whose name
+    begins with one.
+
+    Raises:
+        ShardError: The tar is missing, compressed, cut off, or holds links, devices, absolute paths, ``..``, or a
+            sample whose members are apart or repeat.
+    """
+    path = Path(path)
+    samples: list[tuple[str, list[Entry]]] = []
+    seen: set[str] = set()
+    try:
+        with open(path, "rb") as file:
+            for name, entry in _scan(path, file):
+                key, extension = name
+                if not samples or samples[-1][0] != key:
+                    if key in seen:
+                        raise ShardError(
+                            f"{path}: the members of sample {key!r} do not follow one another; sort the tar"
+                        )
+                    seen.add(key)
+                    samples.append((key, []))
+                entries = samples[-1][1]
+                if any(other.extension == extension for other in entries):
+                    raise ShardError(f"{path}: sample {key!r} has two members {extension!r}")
+                entries.append(entry)
+            tar_bytes = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise ShardError(f"{path}: no such file") from None
+    except (OSError, tarfile.TarError) as error:
+        raise ShardError(f"{path}: not a readable tar ({error})") from None
+    target = index_path(path)
+    replace_file(target, build_index(tar_bytes, samples).to_bytes())
+    return target
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write ``data`` under a temporary name in the same folder, then move it into place."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _scan(path: Path, file) -> Iterator[tuple[tuple[str, str], Entry]]:
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            name = member.name
+            if name.startswith("/") or ".." in name.split("/") or "\\" in name:
+                raise ShardError(f"{path}: member {name!r} leads out of the folder; such a tar is not read")
+            if member.isdir():
+                continue
+            if not member.isreg() or member.issparse():
+                raise ShardError(f"{path}: member {name!r} is not a plain file (a link, a device or sparse)")
+            crc, left = 0, member.size
+            file.seek(member.offset_data)
+            while left:
+                chunk = file.read(min(left, _CHUNK))
+                if not chunk:
+                    raise ShardError(f"{path}: ends inside of member {name!r}; the tar is cut off")
+                crc, left = zlib.crc32(chunk, crc), left - len(chunk)
+            split = split_member_name(name)
+            if split:
+                yield split, Entry(split[1], member.offset_data, member.size, crc)
+        # tarfile takes a damaged header for the end: a whole tar ends with a block of zeros.
+        file.seek(tar.offset)
+        end = file.read(tarfile.BLOCKSIZE)
+    if end != bytes(tarfile.BLOCKSIZE):
+        raise ShardError(f"{path}: no end mark after its last member; the tar is cut off or damaged")
+
+
+def _check(index: ShardIndex, path: Path, extension_count: int) -> None:
+    ends = index.members["offset"].astype(np.float64) + index.members["size"]
+    sound = (
+        len(index.extensions) == extension_count
+        and index.first[0] == 0
+        and int(index.first[-1]) == len(index.members)
+        and int(index.key_end[-1]) == len(index.keys)
+        and (index.first[1:] >= index.first[:-1]).all()
+        and (index.key_end[1:] >= index.key_end[:-1]).all()
+        and (index.members["extension"] < max(extension_count, 1)).all()
+        and (ends <= index.tar_bytes).all()
+    )
+    if not sound:
+        raise ShardError(f"{path}: the index contradicts itself; make it again with index_tar")
+
+
+def _padded(size: int) -> int:
+    return -(-size // 8) * 8
+
+
+def _pad(data: bytes) -> bytes:
+    return data + bytes(_padded(len(data)) - len(data))

@@ -1,0 +1,339 @@
+"""Write shard sets: deterministic tars, an index beside each, and the manifest last."""
+
+import hashlib
+import json
+import os
+import tarfile
+import zlib
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from data_modules.shards.codecs import encode_sample
+from data_modules.shards.format import (
+    JSON_FIELDS,
+    KIT_NORMALS_FRAME,
+    MANIFEST_FORMAT,
+    MANIFEST_NAME,
+    MANIFEST_VERSION,
+    SCHEMAS,
+    ShardError,
+    canonical_json,
+    check_key,
+    field_of,
+    manifest_digest,
+)
+from data_modules.shards.index import Entry, build_index, index_path, index_tar, read_index, replace_file
+
+_RECORD = 20 * tarfile.BLOCKSIZE
+_RESERVED = {"format", "version", "samples", "bytes", "shards", "fields", "image_sizes", "digest"}
+
+
+class ShardWriter:
+    """Writes samples into ``folder/prefix-000000.tar``, ``-000001.tar``, ... and, on a clean exit, ``manifest.json``.
+
+    Equal samples give equal files. Every file appears under its name only when it is whole, the manifest last; after
+    an exception the finished shards stay, and ``resume=True`` goes on behind them.
+
+    Args:
+        folder: Where the set goes; made if needed.
+        prefix: Beginning of the shards' names.
+        samples_per_shard: Samples in each shard but the last.
+        info: Further keys of the manifest, such as ``licence``, ``source``, ``generator``; JSON-able.
+        resume: Keep the shards of an interrupted run. ``count`` then says how many samples are there already:
+            go on with sample number ``count``.
+
+    Raises:
+        ShardError: The folder holds shards of this prefix already and ``resume`` is off, or they do not fit.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        prefix: str = "samples",
+        samples_per_shard: int = 64,
+        info: dict[str, Any] | None = None,
+        resume: bool = False,
+    ) -> None:
+        self.folder = Path(folder).expanduser()
+        self.prefix = check_key(prefix)
+        self.samples_per_shard = samples_per_shard
+        self.info = dict(info or {})
+        if samples_per_shard < 1:
+            raise ShardError(f"samples_per_shard is {samples_per_shard}, it must be at least 1")
+        if "/" in prefix:
+            raise ShardError(f"prefix {prefix!r} must be a plain name")
+        taken = sorted(_RESERVED & set(self.info))
+        if taken:
+            raise ShardError(f"info may not hold {taken[0]!r}: the writer sets that key of the manifest")
+        canonical_json(self.info)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        present = sorted(self.folder.glob(f"{prefix}-*.tar"))
+        if present and not resume:
+            raise ShardError(
+                f"{present[0]}: is there already; give an empty folder, or resume=True to go on behind it"
+            )
+        self._totals = _Totals()
+        for number, path in enumerate(present):
+            self._adopt(number, path)
+        self._open = None
+
+    @property
+    def count(self) -> int:
+        """Number of samples written so far, those of a resumed run included."""
+        return self._totals.samples + (len(self._open.samples) if self._open else 0)
+
+    def write(self, sample: dict[str, Any]) -> None:
+        """Encode and append a raw sample (see ``encode_sample``)."""
+        self.write_encoded(sample.get("key", ""), encode_sample(sample))
+
+    def write_encoded(self, key: str, members: dict[str, bytes]) -> None:
+        """Append a sample that is encoded already.
+
+        Raises:
+            ShardError: The key or an extension is not usable, or the shard has the key already.
+        """
+        check_key(key)
+        if not members:
+            raise ShardError(f"sample {key!r}: no members")
+        if self._open is None:
+            self._open = _OpenShard(self.folder / f"{self.prefix}-{len(self._totals.shards):06d}.tar")
+        self._open.append(key, members)
+        if len(self._open.samples) == self.samples_per_shard:
+            self._finish_shard()
+
+    def close(self) -> Path:
+        """Finish the last shard, write the manifest and return its path."""
+        if self._open:
+            self._finish_shard()
+        return self._totals.write_manifest(self.folder, self.info)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        elif self._open:
+            self._open.discard()
+
+    def _finish_shard(self) -> None:
+        shard, self._open = self._open, None
+        self._totals.add(*shard.finish())
+
+    def _adopt(self, number: int, path: Path) -> None:
+        expected = f"{self.prefix}-{number:06d}.tar"
+        if path.name != expected:
+            raise ShardError(f"{path}: cannot go on behind it, {expected} is missing; give an empty folder")
+        stats = scan_shard(path)
+        if stats[0]["samples"] != self.samples_per_shard:
+            # The last, shorter shard of a finished set is written again with what follows.
+            path.unlink()
+            index_path(path).unlink(missing_ok=True)
+            return
+        self._totals.add(*stats)
+
+
+class _OpenShard:
+    """A tar under its temporary name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.temporary = path.with_name(path.name + ".tmp")
+        self.samples: list[tuple[str, list[Entry]]] = []
+        self.statistics = _Statistics()
+        self._keys: set[str] = set()
+        self._file = open(self.temporary, "wb")  # noqa: SIM115 - it stays open from sample to sample
+        self._sha = hashlib.sha256()
+        self._offset = 0
+
+    def append(self, key: str, members: dict[str, bytes]) -> None:
+        if key in self._keys:
+            raise ShardError(f"{self.path}: sample {key!r} is there already; keys must be unique")
+        self._keys.add(key)
+        entries = []
+        for extension, data in sorted(members.items()):
+            if (
+                not extension
+                or extension != extension.lower()
+                or "/" in extension
+                or extension.startswith(".")
+            ):
+                raise ShardError(
+                    f"sample {key!r}: extension {extension!r} must be lower case, without '/' or first '.'"
+                )
+            self._put(_tar_header(f"{key}.{extension}", len(data)))
+            entries.append(Entry(extension, self._offset, len(data), zlib.crc32(data)))
+            self._put(data)
+            self._put(bytes(-len(data) % tarfile.BLOCKSIZE))
+        self.samples.append((key, entries))
+        self.statistics.add(members.keys(), members.get("json"))
+
+    def finish(self) -> tuple[dict[str, Any], "_Statistics"]:
+        end = self._offset + 2 * tarfile.BLOCKSIZE
+        self._put(bytes(-(-end // _RECORD) * _RECORD - self._offset))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        index = build_index(self._offset, self.samples).to_bytes()
+        # The index goes first: a tar under its final name always has one.
+        replace_file(index_path(self.path), index)
+        os.replace(self.temporary, self.path)
+        return _describe(self.path.name, len(self.samples), self._offset, self._sha, index), self.statistics
+
+    def discard(self) -> None:
+        self._file.close()
+        self.temporary.unlink(missing_ok=True)
+
+    def _put(self, data: bytes) -> None:
+        self._file.write(data)
+        self._sha.update(data)
+        self._offset += len(data)
+
+
+class _Statistics:
+    """What the manifest says about the content of samples."""
+
+    def __init__(self) -> None:
+        self.fields: Counter[tuple[str, str]] = Counter()
+        self.sizes: Counter[tuple[int, int]] = Counter()
+
+    def add(self, extensions: Any, record: bytes | None) -> None:
+        for extension in extensions:
+            name = field_of(extension)
+            if name and name != "json":
+                self.fields[name, extension] += 1
+        try:
+            content = json.loads(record) if record else {}
+        except ValueError:
+            content = {}
+        if not isinstance(content, dict):
+            return
+        for name in JSON_FIELDS:
+            if name in content:
+                self.fields[name, "json"] += 1
+        if "image_size" in content:
+            self.sizes[tuple(content["image_size"])] += 1
+
+    def update(self, other: "_Statistics") -> None:
+        self.fields.update(other.fields)
+        self.sizes.update(other.sizes)
+
+
+class _Totals:
+    """The manifest as it grows."""
+
+    def __init__(self) -> None:
+        self.shards: list[dict[str, Any]] = []
+        self.statistics = _Statistics()
+
+    @property
+    def samples(self) -> int:
+        return sum(shard["samples"] for shard in self.shards)
+
+    def add(self, shard: dict[str, Any], statistics: _Statistics) -> None:
+        self.shards.append(shard)
+        self.statistics.update(statistics)
+
+    def write_manifest(self, folder: Path, info: dict[str, Any]) -> Path:
+        fields: dict[str, Any] = {}
+        for (name, extension), samples in sorted(self.statistics.fields.items()):
+            entry = fields.setdefault(name, {"samples": 0, "members": []})
+            entry["samples"] += samples
+            entry["members"].append(extension)
+        sizes = sorted(self.statistics.sizes.items())
+        manifest = {
+            "schemas": SCHEMAS,
+            "normals_frame": KIT_NORMALS_FRAME,
+            "licence": None,
+            "source": None,
+            **info,
+            "format": MANIFEST_FORMAT,
+            "version": MANIFEST_VERSION,
+            "samples": self.samples,
+            "bytes": sum(shard["bytes"] for shard in self.shards),
+            "shards": self.shards,
+            "fields": fields,
+            "image_sizes": [{"height": h, "width": w, "samples": n} for (h, w), n in sizes],
+        }
+        manifest["digest"] = manifest_digest(manifest)
+        path = folder / MANIFEST_NAME
+        replace_file(path, canonical_json(manifest) + b"\n")
+        return path
+
+
+def make_manifest(folder: str | Path, info: dict[str, Any] | None = None) -> Path:
+    """Write the manifest of all ``*.tar`` in ``folder``, indexing those that have no index; return its path.
+
+    Args:
+        folder: Holds the tars, of any writer.
+        info: As for ``ShardWriter``; ``normals_frame`` states the frame of normals that do not say it themselves.
+
+    Raises:
+        ShardError: There is no tar, or one of them cannot be read.
+    """
+    folder = Path(folder).expanduser()
+    paths = sorted(folder.glob("*.tar"))
+    if not paths:
+        raise ShardError(f"{folder}: no *.tar in it")
+    totals = _Totals()
+    for path in paths:
+        if not index_path(path).exists():
+            index_tar(path)
+        totals.add(*scan_shard(path))
+    return totals.write_manifest(folder, dict(info or {}))
+
+
+def scan_shard(path: Path) -> tuple[dict[str, Any], _Statistics]:
+    """Read an indexed tar once and return its entry in a manifest and what is in it.
+
+    Raises:
+        ShardError: The tar does not fit its index.
+    """
+    index = read_index(index_path(path))
+    sha, statistics = hashlib.sha256(), _Statistics()
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != index.tar_bytes:
+            raise ShardError(
+                f"{path}: {size} bytes, its index says {index.tar_bytes}; the tar is cut off or another one"
+            )
+        while chunk := file.read(1 << 20):
+            sha.update(chunk)
+        for number in range(len(index)):
+            contents = {}
+            for entry in index.entries(number):
+                file.seek(entry.offset)
+                contents[entry.extension] = data = file.read(entry.size)
+                check_crc(path, index.key(number), entry, data)
+            statistics.add(contents.keys(), contents.get("json"))
+    return _describe(path.name, len(index), size, sha, index_path(path).read_bytes()), statistics
+
+
+def check_crc(path: Path, key: str, entry: Entry, data: bytes) -> None:
+    """Raise ShardError if ``data`` is not what the index says of it."""
+    if len(data) != entry.size or zlib.crc32(data) != entry.crc32:
+        raise ShardError(
+            f"{path}: sample {key!r}, member {entry.extension!r}: crc32 is {zlib.crc32(data):08x}, its index says "
+            f"{entry.crc32:08x}; the shard is damaged or the index belongs to another tar"
+        )
+
+
+def _describe(name: str, samples: int, size: int, sha: Any, index: bytes) -> dict[str, Any]:
+    digest = hashlib.sha256(index).hexdigest()
+    return {
+        "name": name,
+        "samples": samples,
+        "bytes": size,
+        "sha256": sha.hexdigest(),
+        "index_sha256": digest,
+    }
+
+
+def _tar_header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o644
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8")
