@@ -1,0 +1,5 @@
+"""Losses, one file a task."""
+
+from s2kit.losses.normals import NormalsLoss
+
+__all__ = ["NormalsLoss"]

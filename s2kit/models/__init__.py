@@ -1,0 +1,28 @@
+"""Models in plain PyTorch: the Sapiens2 backbone and the task heads."""
+
+from s2kit.models.heads import AlbedoHead, MattingHead, NormalHead, create_head
+from s2kit.models.sapiens2 import (
+    SAPIENS2,
+    BackboneOutput,
+    Sapiens2,
+    Sapiens2Config,
+    VisibleOutput,
+    backbone_config,
+    create_backbone,
+    list_backbones,
+)
+
+__all__ = [
+    "SAPIENS2",
+    "AlbedoHead",
+    "BackboneOutput",
+    "MattingHead",
+    "NormalHead",
+    "Sapiens2",
+    "Sapiens2Config",
+    "VisibleOutput",
+    "backbone_config",
+    "create_backbone",
+    "create_head",
+    "list_backbones",
+]

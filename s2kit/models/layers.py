@@ -1,0 +1,160 @@
+"""Transformer layers of Sapiens2 (spec 1.4, 1.5); attribute names are the official state-dict keys."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s2kit.models.rope import RotaryTables, rotate
+
+NORM_EPS = 1e-6
+
+
+class LayerScale(nn.Module):
+    """Learned factor per channel on a residual branch."""
+
+    def __init__(self, dim: int, init: float) -> None:
+        super().__init__()
+        self.init = init
+        self.weight = nn.Parameter(torch.full((dim,), float(init)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch for whole samples with probability `rate` while training.
+
+    Kept samples are scaled by 1 / (1 - rate), so the expected value stays.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = 1.0 - self.rate
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+        return x * mask.div_(keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:g}"
+
+
+def grouped_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention where query heads share key and value heads without copying those.
+
+    q is (B, H, N, d); k and v are (B, H_kv, N, d); query heads j * H / H_kv ... (j + 1) * H / H_kv - 1 use
+    key and value head j. Returns (B, H, N, d).
+    """
+    batch, heads, length, dim = q.shape
+    kv_heads = k.shape[1]
+    if heads == kv_heads:
+        return F.scaled_dot_product_attention(q, k, v)
+    if q.device.type == "cpu" or q.dtype in (torch.float16, torch.bfloat16):
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    # CUDA has no fused grouped kernel for float32 and would write out the N x N matrix. Without a mask a group of
+    # query heads is the same as one head with that many times the queries, which the plain kernels take.
+    folded = q.reshape(batch, kv_heads, heads // kv_heads * length, dim)
+    return F.scaled_dot_product_attention(folded, k, v).reshape(batch, heads, length, dim)
+
+
+class Attention(nn.Module):
+    """Self-attention with optional query-key norm, grouped key-value heads and LayerScale (spec 1.5).
+
+    `layer_scale_init=None` leaves LayerScale out, `qk_norm=False` the two norms, as the window tokenizer does.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        qk_norm: bool = True,
+        layer_scale_init: float | None = 1e-4,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads or num_heads
+        self.head_dim = dim // num_heads
+        kv_dim = self.num_kv_heads * self.head_dim
+        self.wq = nn.Linear(dim, dim)
+        self.wk = nn.Linear(dim, kv_dim)
+        self.wv = nn.Linear(dim, kv_dim)
+        self.q_norm = nn.RMSNorm(self.head_dim, eps=NORM_EPS) if qk_norm else None
+        self.k_norm = nn.RMSNorm(self.head_dim, eps=NORM_EPS) if qk_norm else None
+        self.proj = nn.Linear(dim, dim)
+        self.gamma = None if layer_scale_init is None else LayerScale(dim, layer_scale_init)
+
+    def forward(self, x: Tensor, rope: RotaryTables | None = None) -> Tensor:
+        """x (B, N, D) and the rotary tables of its N tokens, or None for no rotation. Returns (B, N, D)."""
+        batch, length, dim = x.shape
+        q = self.wq(x).view(batch, length, self.num_heads, self.head_dim)
+        k = self.wk(x).view(batch, length, self.num_kv_heads, self.head_dim)
+        v = self.wv(x).view(batch, length, self.num_kv_heads, self.head_dim)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
+        # A norm or a rotation may have promoted q and k above the precision that v has under autocast.
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        x = grouped_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        x = self.proj(x.transpose(1, 2).reshape(batch, length, dim))
+        return x if self.gamma is None else self.gamma(x)
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer: w3(SiLU(a) * b), where a and b are the halves of w12(x)."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.w12 = nn.Linear(dim, 2 * hidden_dim)
+        self.w3 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer layer: attention, then SwiGLU, each with a residual."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        num_kv_heads: int | None = None,
+        qk_norm: bool = True,
+        layer_scale_init: float | None = 1e-4,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.ln1 = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.attn = Attention(dim, num_heads, num_kv_heads, qk_norm, layer_scale_init)
+        self.ln2 = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.ffn = SwiGLU(dim, mlp_dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, rope: RotaryTables | None = None) -> Tensor:
+        """x (B, N, D) -> (B, N, D)."""
+        x = x + self.drop_path(self.attn(self.ln1(x), rope))
+        return x + self.drop_path(self.ffn(self.ln2(x)))
+
+
+def init_weights(module: nn.Module) -> None:
+    """The official initialisation of one module (spec 1.7): normal(0, 0.02), biases 0, norms 1, LayerScale as set.
+
+    The release truncates at +-2, a hundred standard deviations away, which is no truncation.
+    """
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.RMSNorm):
+        nn.init.ones_(module.weight)
+    elif isinstance(module, LayerScale):
+        nn.init.constant_(module.weight, module.init)
