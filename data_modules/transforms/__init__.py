@@ -1,0 +1,14 @@
+"""From raw samples to items for a network: geometry that keeps labels right, and changes of colour."""
+
+from data_modules.transforms.geometry import warp_image, warp_labels
+from data_modules.transforms.normals import EvalTransform, NormalsTrainTransform, SampleRejected
+from s2kit.inference.geometry import letterbox_matrix
+
+__all__ = [
+    "EvalTransform",
+    "NormalsTrainTransform",
+    "SampleRejected",
+    "letterbox_matrix",
+    "warp_image",
+    "warp_labels",
+]
