@@ -142,8 +142,7 @@ def list_images(source: str | Path) -> list[Path]:
         if not files:
             raise FileNotFoundError(f"the pattern {path} matches no pictures ({', '.join(EXTENSIONS)})")
         return sorted(files)
-    raise FileNotFoundError(f"there is no {path}: give a picture, a folder, a glob pattern or a .txt list of
-    pictures")
+    raise FileNotFoundError(f"there is no {path}: give a picture, a folder, a glob pattern or a list (.txt)")
 
 
 def _is_picture(file: Path) -> bool:
