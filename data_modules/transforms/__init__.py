@@ -2,6 +2,7 @@
 
 from data_modules.transforms.geometry import warp_image, warp_labels
 from data_modules.transforms.normals import EvalTransform, NormalsTrainTransform, SampleRejected
+from data_modules.transforms.sample import warp_sample
 from s2kit.inference.geometry import letterbox_matrix
 
 __all__ = [
@@ -11,4 +12,5 @@ __all__ = [
     "letterbox_matrix",
     "warp_image",
     "warp_labels",
+    "warp_sample",
 ]

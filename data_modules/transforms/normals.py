@@ -49,19 +49,19 @@ def normals_target(normals: np.ndarray, alpha: np.ndarray | None) -> tuple[np.nd
         ``normals`` (3, h, w) float32, of unit length or zero, and ``valid`` (1, h, w) bool: defined, finite and, with
         ``alpha``, covered by more than one half.
     """
-    planes = np.empty((3, *normals.shape[:2]), np.float32)
-    for plane, channel in zip(planes, cv2.split(normals)):
-        plane[...] = channel
-    square = cv2.multiply(planes[0], planes[0])
-    for plane in planes[1:]:
-        cv2.accumulateSquare(plane, square)
+    channels = cv2.split(normals)
+    # Plane by plane and without masked writes: this is the costliest step of an item at 1024 x 768.
+    square = sum(channel * channel for channel in channels)
     # Comparisons with NaN are false. A vector shorter than 0.1 is no normal but a blend with the undefined.
     valid = (square > 1e-2) & (square < np.inf)
     if alpha is not None:
         valid &= alpha > 127
-    with np.errstate(all="ignore"):
-        planes /= np.sqrt(square)
-    planes[:, ~valid] = 0
+    inverse = np.divide(1, np.sqrt(square), out=np.zeros_like(square), where=valid)
+    planes = np.empty((3, *square.shape), np.float32)
+    for plane, channel in zip(planes, channels):
+        np.multiply(channel, inverse, out=plane)
+    if not np.isfinite(square).all():
+        np.copyto(planes, 0, where=~valid)  # NaN times 0 is NaN
     return planes, valid[None]
 
 

@@ -4,8 +4,8 @@ Each takes a picture uint8 (H, W, 3) RGB and a ``numpy.random.Generator``, is a 
 a new picture of the same shape. Whether one is applied at all is the caller's decision.
 
 They are a few lines of OpenCV each, because albumentations 2.0.8 has other distributions: its noise is uniform in the
-deviation (here: in the variance), its solarisation inverts the threshold itself, its down-sampling knows one fixed pair
-of interpolations.
+deviation (here: in the variance), its solarisation inverts the threshold itself, its down-sampling knows one fixed
+pair of interpolations.
 """
 
 import math
