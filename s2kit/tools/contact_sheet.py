@@ -1,0 +1,90 @@
+"""A picture of many samples with every label drawn: the quickest way to see that data is right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+
+from s2kit.inference.drawing import draw_normals, fit_height
+from s2kit.schemas import load_class_list, load_keypoint_set
+
+_OCCLUDED, _VISIBLE = 1, 2
+_GAP = 4
+_IGNORED_COLOUR = (255, 255, 255)
+_BOX_COLOUR = (255, 255, 255)
+
+
+def draw_sheet(samples: list[dict[str, Any]], tile_height: int = 160, columns: int = 2) -> np.ndarray:
+    """Draw raw samples side by side, `columns` to a row; (h, w, 3) uint8 RGB.
+
+    A sample shows its image, alpha, normals ((n + 1) / 2 as RGB: blue to the camera, red to the right, green up), depth
+    (bright is near), albedo, parts in the colours of their classes, and keypoints with skeleton and box; what it does
+    not have is left out. Occluded keypoints are rings.
+    """
+    strips = [draw_sample(sample, tile_height) for sample in samples]
+    width = max(strip.shape[1] for strip in strips)
+    strips = [np.pad(s, ((0, _GAP), (0, width - s.shape[1] + 2 * _GAP), (0, 0)), constant_values=16) for s in strips]
+    strips += [np.full_like(strips[0], 16)] * (-len(strips) % columns)
+    rows = [np.hstack(strips[first : first + columns]) for first in range(0, len(strips), columns)]
+    return np.vstack(rows)
+
+
+def draw_sample(sample: dict[str, Any], height: int) -> np.ndarray:
+    """One raw sample as a strip of pictures of the given height."""
+    tiles = [sample["image"]]
+    if "alpha" in sample:
+        tiles.append(np.repeat(sample["alpha"][..., None], 3, axis=2))
+    if "normals" in sample:
+        tiles.append(draw_normals(sample["normals"], (sample["normals"] != 0).any(axis=2)))
+    if "depth" in sample:
+        tiles.append(_draw_depth(sample["depth"]))
+    if "albedo" in sample:
+        tiles.append(sample["albedo"])
+    if "parts" in sample:
+        classes = load_class_list(29)
+        colours = np.full((256, 3), _IGNORED_COLOUR, np.uint8)
+        colours[: len(classes)] = classes.colors
+        tiles.append(colours[sample["parts"]])
+    tiles = [fit_height(tile, height) for tile in tiles]
+    if "keypoints" in sample or "box" in sample:
+        tiles.append(_draw_keypoints(sample, height))
+    return np.hstack(tiles)
+
+
+def _draw_depth(depth: np.ndarray) -> np.ndarray:
+    seen = depth > 0
+    if not seen.any():
+        return np.zeros((*depth.shape, 3), np.uint8)
+    near, far = depth[seen].min(), depth[seen].max()
+    scaled = 255 - 215 * (depth - near) / max(far - near, 1e-6)
+    picture = cv2.applyColorMap(np.clip(scaled, 0, 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[..., ::-1].copy()
+    picture[~seen] = 0
+    return picture
+
+
+def _draw_keypoints(sample: dict[str, Any], height: int) -> np.ndarray:
+    picture = np.ascontiguousarray(fit_height(sample["image"], height) // 2)
+    scale = height / sample["image"].shape[0]
+
+    def pixel(point: np.ndarray) -> tuple[int, int]:
+        return int(point[0] * scale), int(point[1] * scale)
+
+    if "box" in sample and sample["box"][2] > sample["box"][0]:
+        cv2.rectangle(picture, pixel(sample["box"][:2]), pixel(sample["box"][2:]), _BOX_COLOUR, 1)
+    if "keypoints" not in sample or len(sample["keypoints"]) != 308:
+        return picture
+    points, seen = sample["keypoints"], sample["visibility"]
+    schema = load_keypoint_set(308)
+    for link in schema.links:
+        if seen[link.start] and seen[link.end]:
+            colour = tuple(int(c) for c in link.color)
+            cv2.line(picture, pixel(points[link.start]), pixel(points[link.end]), colour, 1, cv2.LINE_AA)
+    for point in schema.keypoints:
+        colour = tuple(int(c) for c in point.color)
+        if seen[point.id] == _VISIBLE:
+            cv2.circle(picture, pixel(points[point.id]), 1, colour, -1)
+        elif seen[point.id] == _OCCLUDED:
+            cv2.circle(picture, pixel(points[point.id]), 2, colour, 1)
+    return picture
