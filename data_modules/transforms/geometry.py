@@ -227,7 +227,7 @@ def _whole_rect(
 def _flipped(view: np.ndarray, flips: tuple[bool, bool], source: np.ndarray) -> np.ndarray:
     if any(flips):
         shape = view.shape
-        view = cv2.flip(view, -1 if all(flips) else int(flips[1] and not flips[0]))
+        view = cv2.flip(view, -1 if all(flips) else int(flips[0]))
         return view.reshape(shape)
     return view.copy() if np.may_share_memory(view, source) else view
 

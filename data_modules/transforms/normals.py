@@ -235,7 +235,8 @@ class NormalsTrainTransform:
         """Return ``normals`` (3, h, w) and ``valid`` (1, h, w) at the network's size."""
         inner = (rect.height, rect.width)
         labels = turn_normals(warp_labels(sample["normals"], matrix, inner), matrix)
-        alpha = warp_image(sample["alpha"], matrix, inner) if "alpha" in sample else None
+        # The nearest pixel's alpha, as for the normals: a label holds where the pixel that it comes from is covered.
+        alpha = warp_labels(sample["alpha"], matrix, inner) if "alpha" in sample else None
         labels, inside = normals_target(labels, alpha)
         count, total = np.count_nonzero(inside), self.image_size[0] * self.image_size[1]
         if count < self.min_valid:
