@@ -44,22 +44,27 @@ class DropPath(nn.Module):
         return f"rate={self.rate:g}"
 
 
+def _folded_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`grouped_attention` by the plain kernels: without a mask, a group of query heads is the same as one head with
+    that many times the queries."""
+    batch, heads, length, dim = q.shape
+    kv_heads = k.shape[1]
+    folded = q.reshape(batch, kv_heads, heads // kv_heads * length, dim)
+    return F.scaled_dot_product_attention(folded, k, v).reshape(batch, heads, length, dim)
+
+
 def grouped_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scaled dot-product attention where query heads share key and value heads without copying those.
 
     q is (B, H, N, d); k and v are (B, H_kv, N, d); query heads j * H / H_kv ... (j + 1) * H / H_kv - 1 use
     key and value head j. Returns (B, H, N, d).
     """
-    batch, heads, length, dim = q.shape
-    kv_heads = k.shape[1]
-    if heads == kv_heads:
+    if q.shape[1] == k.shape[1]:
         return F.scaled_dot_product_attention(q, k, v)
+    # CUDA's fused grouped kernels are for half precision; in float32 it would write out the N x N matrix.
     if q.device.type == "cpu" or q.dtype in (torch.float16, torch.bfloat16):
         return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
-    # CUDA has no fused grouped kernel for float32 and would write out the N x N matrix. Without a mask a group of
-    # query heads is the same as one head with that many times the queries, which the plain kernels take.
-    folded = q.reshape(batch, kv_heads, heads // kv_heads * length, dim)
-    return F.scaled_dot_product_attention(folded, k, v).reshape(batch, heads, length, dim)
+    return _folded_attention(q, k, v)
 
 
 class Attention(nn.Module):

@@ -21,7 +21,7 @@ class HeadChannels(NamedTuple):
 _LARGE = HeadChannels((768, 512, 256, 128), (64, 32, 16))
 # 0.1b and 1b_4k have no published head: they get the same one as the published sizes around them.
 _COMMON = {f"sapiens2_{size}": _LARGE for size in ("0.1b", "0.4b", "0.8b", "1b", "1b_4k")}
-_COMMON["sapiens2_nano"] = HeadChannels((96, 64, 32, 16), (16, 16, 16))
+_COMMON["sapiens2_nano"] = HeadChannels((96, 48, 24, 16), (16,))
 _NORMAL_5B = HeadChannels((1536, 768, 512, 256), (128, 64, 32))
 _ALBEDO_5B = HeadChannels((1536, 768, 512, 256), (64, 32, 16))
 
@@ -71,7 +71,7 @@ class PixelShuffleHead(nn.Module):
                     nn.Conv2d(channels, 4 * width, 3, padding=1),
                     nn.PixelShuffle(2),
                     self.norm(width),
-                    nn.SiLU(inplace=True),
+                    nn.SiLU(),
                 )
             )
             channels = width
@@ -98,7 +98,7 @@ class PixelShuffleHead(nn.Module):
         return [
             nn.Conv2d(in_channels, out_channels, 3, padding=1),
             cls.norm(out_channels),
-            nn.SiLU(inplace=True),
+            nn.SiLU(),
         ]
 
     def reset_parameters(self) -> None:
