@@ -1,4 +1,7 @@
-"""Raw samples to tar members and back. The encodings were chosen by ``benchmarks/encodings.py``; see docs/data.md."""
+"""Raw samples to tar members and back.
+
+The encodings were chosen by ``benchmarks/encodings.py``; docs/data.md has the table.
+"""
 
 import io
 import json
@@ -8,6 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from data_modules.image_headers import image_format, image_size
+from data_modules.images import ImageError, read_image
 from data_modules.shards import planes
 from data_modules.shards.format import (
     DENSE_FIELDS,
@@ -34,11 +39,11 @@ EXTENSIONS = {
     "parts": "parts.u8.zst",
 }
 _ENCODERS: dict[str, Callable[[np.ndarray], bytes]] = {
-    "alpha": planes.encode_smooth,
+    "alpha": planes.encode_smaller,
     "normals": planes.encode_normals,
     "depth": planes.encode_depth,
-    "albedo": planes.encode_smooth,
-    "parts": planes.encode_labels,
+    "albedo": planes.encode_smaller,
+    "parts": planes.encode_plain,
 }
 _DTYPES = {"image": "uint8", "alpha": "uint8", "normals": "float32", "depth": "float32"}
 _DTYPES |= {"albedo": "uint8", "parts": "uint8"}
@@ -50,10 +55,11 @@ def encode_sample(sample: dict[str, Any]) -> dict[str, bytes]:
     """Encode a raw sample; equal samples give equal bytes (with the same versions of OpenCV and zstandard).
 
     Args:
-        sample: ``key`` and ``image`` uint8 (H, W, 3) RGB; optionally ``alpha`` uint8 (H, W), ``normals`` float32
-            (H, W, 3) in the kit's frame (x right, y up, z to the camera; zeros where undefined), ``depth`` float32
-            (H, W) metres along z (0 where undefined), ``albedo`` uint8 (H, W, 3), ``parts`` uint8 (H, W),
-            ``intrinsics`` (3, 3), ``box`` (4,) xyxy, ``keypoints`` (K, 2), ``visibility`` (K,), ``meta`` (JSON-able).
+        sample: ``key`` and ``image`` uint8 (H, W, 3) RGB; optionally ``alpha`` uint8 (H, W), ``normals``
+            float32 (H, W, 3) in the kit's frame (x right, y up, z to the camera; zeros where undefined),
+            ``depth`` float32 (H, W) metres along z (0 where undefined), ``albedo`` uint8 (H, W, 3), ``parts``
+            uint8 (H, W), ``intrinsics`` (3, 3), ``box`` (4,) xyxy, ``keypoints`` (K, 2), ``visibility`` (K,),
+            ``meta`` (JSON-able).
 
     Returns:
         Member extension -> bytes, in the order of the extensions.
@@ -96,8 +102,8 @@ def decode_sample(
     """Decode the members of one sample.
 
     Args:
-        members: Member extension -> bytes, as ``encode_sample`` or ``ShardDataset.read_encoded`` give them. Plain
-            ``png``, ``webp`` and ``npy`` members of other writers are read too.
+        members: Member extension -> bytes, as ``encode_sample`` or ``ShardDataset.read_encoded`` give them.
+            Plain ``png``, ``webp`` and ``npy`` members of other writers are read too.
         fields: What to decode; None for everything. A field that the sample does not have is left out.
         key: The sample's key where no ``json`` member says it.
         normals_frame: Frame of normals where the ``json`` member does not say it, see ``NORMALS_FRAMES``.
@@ -116,14 +122,7 @@ def decode_sample(
         name = field_of(extension)
         if name in wanted:
             sample[name] = _decode_member(name, extension, data, key)
-    sizes = {name: sample[name].shape[:2] for name in DENSE_FIELDS if name in sample}
-    stated = tuple(record["image_size"]) if "image_size" in record else None
-    for name, size in sizes.items():
-        expected = stated or next(iter(sizes.values()))
-        if size != expected:
-            raise ShardError(
-                f"sample {key!r}: {name} is {size[0]} x {size[1]}, the image {expected[0]} x {expected[1]}"
-            )
+    _check_sizes(sample, record, key)
     if "normals" in sample:
         _to_kit_frame(sample["normals"], record.get("normals_frame", normals_frame), key)
     for name in JSON_FIELDS:
@@ -193,41 +192,50 @@ def _load_json(data: bytes, key: str | None) -> dict[str, Any]:
 
 
 def _decode_member(name: str, extension: str, data: bytes, key: str | None) -> np.ndarray:
+    where = f"sample {key!r}, member {extension!r}"
     try:
         if extension.endswith(".zst"):
             array = planes.decode_planes(data)[1]
         elif extension.endswith(".npy"):
             array = np.load(io.BytesIO(data), allow_pickle=False)
+        elif name in _CHANNELS:
+            array = read_image(data, max_pixels=planes.MAX_PIXELS, name="picture")
         else:
-            array = _decode_picture(data, name)
-    except (ValueError, cv2.error) as error:
-        raise ShardError(f"sample {key!r}, member {extension!r}: does not decode ({error})") from None
-    channels = _CHANNELS.get(name)
-    if (
-        array.dtype != _DTYPES[name]
-        or array.ndim != (3 if channels else 2)
-        or array.shape[2:] not in ((), (channels,))
-    ):
-        raise ShardError(
-            f"sample {key!r}, member {extension!r}: holds {array.dtype} {array.shape}, "
-            f"{name} must be {_DTYPES[name]} {'(H, W, 3)' if channels else '(H, W)'}"
-        )
+            array = _decode_gray(data)
+    except (ImageError, EOFError, ValueError, cv2.error) as error:
+        raise ShardError(f"{where}: does not decode: {error}") from None
+    shape = "(H, W, 3)" if name in _CHANNELS else "(H, W)"
+    fits = array.ndim == 3 and array.shape[2] == 3 if name in _CHANNELS else array.ndim == 2
+    if array.dtype != _DTYPES[name] or not fits:
+        raise ShardError(f"{where}: holds {array.dtype} {array.shape}, {name} must be {_DTYPES[name]} {shape}")
     return array
 
 
-def _decode_picture(data: bytes, name: str) -> np.ndarray:
-    flags = cv2.IMREAD_COLOR if name in _CHANNELS else cv2.IMREAD_UNCHANGED
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+def _decode_gray(data: bytes) -> np.ndarray:
+    height, width = image_size(data, image_format(data))
+    if height * width > planes.MAX_PIXELS:
+        raise ValueError(f"{height} x {width} pixels, more than the limit of {planes.MAX_PIXELS}")
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if picture is None:
-        raise ValueError("not a readable picture")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB, dst=picture) if name in _CHANNELS else picture
+        raise ValueError("the picture is damaged or cut off")
+    return picture
+
+
+def _check_sizes(sample: dict[str, Any], record: dict[str, Any], key: str | None) -> None:
+    sizes = {name: sample[name].shape[:2] for name in DENSE_FIELDS if name in sample}
+    stated = record.get("image_size")
+    expected = next(iter(sizes.values()), None) if stated is None else tuple(stated)
+    for name, size in sizes.items():
+        if size != expected:
+            raise ShardError(
+                f"sample {key!r}: {name} is {size[0]} x {size[1]}, the sample {expected[0]} x {expected[1]} pixels"
+            )
 
 
 def _to_kit_frame(normals: np.ndarray, frame: str, key: str | None) -> None:
     if frame not in NORMALS_FRAMES:
-        raise ShardError(
-            f"sample {key!r}: normals_frame {frame!r} is not known; it must be one of {', '.join(NORMALS_FRAMES)}"
-        )
+        known = ", ".join(NORMALS_FRAMES)
+        raise ShardError(f"sample {key!r}: normals_frame {frame!r} is not known; it must be one of {known}")
     for axis, sign in enumerate(NORMALS_FRAMES[frame]):
         if sign < 0:
             # 0 - x, not -x: undefined normals stay +0 in every frame.

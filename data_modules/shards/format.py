@@ -37,7 +37,7 @@ _MAX_NAME = 1024
 
 
 class ShardError(UserError):
-    """A shard, an index or a manifest that cannot be trusted; the text names the file, the sample and the member."""
+    """A shard, index or manifest that cannot be used; the text names the file, the sample and the member."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -50,9 +50,7 @@ def canonical_json(value: Any) -> bytes:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return text.encode()
     except (TypeError, ValueError) as error:
-        raise ShardError(
-            f"not writable as JSON: {error}; use str, int, finite float, list and dict"
-        ) from None
+        raise ShardError(f"not writable as JSON: {error}; use str, int, finite float, list and dict") from None
 
 
 def check_key(key: str) -> str:
@@ -63,14 +61,14 @@ def check_key(key: str) -> str:
     """
     if not isinstance(key, str) or not _KEY.match(key) or len(key.encode()) > _MAX_NAME // 2:
         raise ShardError(
-            f"sample key {key!r} is not usable: a key is a relative name such as 'person_000001' without dots, "
-            "backslashes, control characters or empty parts"
+            f"sample key {key!r} is not usable: a key is a relative name such as 'person_000001' without "
+            "dots, backslashes, control characters or empty parts"
         )
     return key
 
 
 def split_member_name(name: str) -> tuple[str, str] | None:
-    """Split ``folder/key.normals.oct.zst`` into key and extension, or return None where there is no extension."""
+    """Split ``folder/key.normals.oct.zst`` into key and extension; None where there is no extension."""
     match = _MEMBER_NAME.match(name.removeprefix("./"))
     return (match[1], match[2].lower()) if match else None
 
@@ -136,7 +134,5 @@ def read_manifest(folder_or_manifest: str | Path) -> dict[str, Any]:
             raise ShardError(f"{path}: shard name {name!r} leaves the folder; names must be plain file names")
     frame = manifest.get("normals_frame", KIT_NORMALS_FRAME)
     if frame not in NORMALS_FRAMES:
-        raise ShardError(
-            f"{path}: normals_frame {frame!r} is not known; it must be one of {', '.join(NORMALS_FRAMES)}"
-        )
+        raise ShardError(f"{path}: normals_frame {frame!r} is not known; it must be one of {', '.join(NORMALS_FRAMES)}")
     return manifest

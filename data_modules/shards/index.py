@@ -2,19 +2,19 @@
 
 Little-endian, every section 8-byte aligned, so that it is read (or mapped) with numpy and nothing is parsed:
 
-==========  ==============================  =====================================================================
- bytes       what                            content
-==========  ==============================  =====================================================================
- 64          header ``<8sIIQQQIIII8x``       magic ``S2KINDEX``, version, crc32 of all that follows the header,
-                                             bytes of the tar, samples S, members M, bytes of keys, of extensions,
-                                             number of extensions, 0
- 8 * (S+1)   ``first`` uint64                members of sample i are rows first[i] .. first[i+1]
- 8 * (S+1)   ``key_end`` uint64              key i is key bytes key_end[i] .. key_end[i+1]
- 24 * M      ``members``                     offset uint64 of the content in the tar, size uint64, crc32 uint32,
-                                             extension uint32 (number in the list)
- padded      keys                            UTF-8, one after the other
- padded      extensions                      UTF-8, separated by line feeds
-==========  ==============================  =====================================================================
+==========  ============  ==================================================================================
+ bytes       what          content
+==========  ============  ==================================================================================
+ 64          header        ``<8sIIQQQIIII8x``: magic ``S2KINDEX``, version, crc32 of all that follows, bytes
+                           of the tar, samples S, members M, bytes of the keys, bytes of the extensions,
+                           number of extensions, 0
+ 8 * (S+1)   ``first``     uint64; the members of sample i are rows first[i] to first[i+1]
+ 8 * (S+1)   ``key_end``   uint64; key i is key bytes key_end[i] to key_end[i+1]
+ 24 * M      ``members``   offset of the content in the tar uint64, size uint64, crc32 uint32, extension
+                           uint32 (its number in the list)
+ padded      keys          UTF-8, one after the other
+ padded      extensions    UTF-8, separated by line feeds
+==========  ============  ==================================================================================
 """
 
 import os
@@ -120,22 +120,19 @@ def read_index(path: str | Path) -> ShardIndex:
     """Read an index file and check it against its own checksum.
 
     Raises:
-        ShardError: It is missing, of another kind or a newer version, cut off, damaged, or points out of its tar.
+        ShardError: It is missing, of another kind or a newer version, cut off or damaged, or points out of
+            its tar.
     """
     path = Path(path)
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise ShardError(
-            f"{path}: no such file; make it with index_tar({str(path.with_suffix(''))!r})"
-        ) from None
+        raise ShardError(f"{path}: no such file; make it with index_tar({str(path.with_suffix(''))!r})") from None
     except OSError as error:
         raise ShardError(f"{path}: not readable ({error})") from None
     if len(data) < _HEADER.size or data[:8] != _MAGIC:
         raise ShardError(f"{path}: not the index of a shard; make it again with index_tar")
-    _, version, crc, tar_bytes, samples, members, key_bytes, ext_bytes, ext_count, _ = _HEADER.unpack_from(
-        data
-    )
+    _, version, crc, tar_bytes, samples, members, key_bytes, ext_bytes, ext_count, _ = _HEADER.unpack_from(data)
     if version > INDEX_VERSION:
         raise ShardError(
             f"{path}: index version {version}, this s2kit reads versions up to {INDEX_VERSION}; update s2kit"
@@ -166,13 +163,13 @@ def read_index(path: str | Path) -> ShardIndex:
 def index_tar(path: str | Path) -> Path:
     """Index a tar that any program wrote, reading it once from front to end, and return the index's path.
 
-    Members of a sample must follow one another, as the webdataset package demands; its rule splits the names (the
-    key ends at the first dot after the last slash). Folders are passed over, and files without a dot or whose name
-    begins with one.
+    Members of a sample must follow one another, as the webdataset package demands; its rule splits the names
+    (the key ends at the first dot after the last slash). Folders are passed over, and files without a dot or
+    whose name begins with one.
 
     Raises:
-        ShardError: The tar is missing, compressed, cut off, or holds links, devices, absolute paths, ``..``, or a
-            sample whose members are apart or repeat.
+        ShardError: The tar is missing, compressed, cut off, or holds links, devices, absolute paths, ``..``, or
+            a sample whose members are apart or repeat.
     """
     path = Path(path)
     samples: list[tuple[str, list[Entry]]] = []

@@ -43,9 +43,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         for name in sorted(check_fields(required)):
             if name not in self.manifest["fields"]:
                 present = ", ".join(self.manifest["fields"])
-                raise ShardError(
-                    f"{path}: no sample has {name!r}; the set has {present or 'no known fields'}"
-                )
+                raise ShardError(f"{path}: no sample has {name!r}; the set has {present or 'no known fields'}")
         self._first = np.cumsum([0, *(shard["samples"] for shard in self.manifest["shards"])])
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._pid = os.getpid()
@@ -108,7 +106,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
 
 class _OpenShard:
-    """An open tar and its index. The file closes with the last reference, so another thread may still be reading."""
+    """An open tar and its index. The file closes with the last reference: another thread may still be reading."""
 
     def __init__(self, path: Path, stated: dict[str, Any]) -> None:
         self.path = path
@@ -123,7 +121,7 @@ class _OpenShard:
         size = os.fstat(self._file).st_size
         if not size == self.index.tar_bytes == stated["bytes"]:
             raise ShardError(
-                f"{path}: {size} bytes, its index says {self.index.tar_bytes}, the manifest {stated['bytes']}; "
+                f"{path}: {size} bytes, its index says {self.index.tar_bytes}, the manifest {stated['bytes']}: "
                 "the tar is cut off, or index or manifest belong to another one"
             )
         if len(self.index) != stated["samples"]:

@@ -23,6 +23,7 @@ from data_modules.shards.format import (
     check_key,
     field_of,
     manifest_digest,
+    split_member_name,
 )
 from data_modules.shards.index import Entry, build_index, index_path, index_tar, read_index, replace_file
 
@@ -31,10 +32,10 @@ _RESERVED = {"format", "version", "samples", "bytes", "shards", "fields", "image
 
 
 class ShardWriter:
-    """Writes samples into ``folder/prefix-000000.tar``, ``-000001.tar``, ... and, on a clean exit, ``manifest.json``.
+    """Writes samples into ``folder/prefix-000000.tar``, ``-000001.tar``, ... and on a clean exit the manifest.
 
-    Equal samples give equal files. Every file appears under its name only when it is whole, the manifest last; after
-    an exception the finished shards stay, and ``resume=True`` goes on behind them.
+    Equal samples give equal files. Every file appears under its name only when it is whole, the manifest last;
+    after an exception the finished shards stay, and ``resume=True`` goes on behind them.
 
     Args:
         folder: Where the set goes; made if needed.
@@ -71,9 +72,7 @@ class ShardWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         present = sorted(self.folder.glob(f"{prefix}-*.tar"))
         if present and not resume:
-            raise ShardError(
-                f"{present[0]}: is there already; give an empty folder, or resume=True to go on behind it"
-            )
+            raise ShardError(f"{present[0]}: is there already; give an empty folder, or resume=True to go on behind it")
         self._totals = _Totals()
         for number, path in enumerate(present):
             self._adopt(number, path)
@@ -98,7 +97,7 @@ class ShardWriter:
         if not members:
             raise ShardError(f"sample {key!r}: no members")
         if self._open is None:
-            self._open = _OpenShard(self.folder / f"{self.prefix}-{len(self._totals.shards):06d}.tar")
+            self._open = _OpenShard(self._shard_path(len(self._totals.shards)))
         self._open.append(key, members)
         if len(self._open.samples) == self.samples_per_shard:
             self._finish_shard()
@@ -124,17 +123,24 @@ class ShardWriter:
         shard, self._open = self._open, None
         self._totals.add(*shard.finish())
 
-    def _adopt(self, number: int, path: Path) -> None:
-        expected = f"{self.prefix}-{number:06d}.tar"
-        if path.name != expected:
-            raise ShardError(f"{path}: cannot go on behind it, {expected} is missing; give an empty folder")
-        stats = scan_shard(path)
-        if stats[0]["samples"] != self.samples_per_shard:
-            # The last, shorter shard of a finished set is written again with what follows.
+    def _shard_path(self, number: int) -> Path:
+        return self.folder / f"{self.prefix}-{number:06d}.tar"
+
+    def _adopt(self, path: Path, expected: Path, last: bool) -> None:
+        if path != expected:
+            raise ShardError(f"{path}: cannot go on behind it, {expected.name} is missing; give an empty folder")
+        stated, statistics = scan_shard(path)
+        if stated["samples"] == self.samples_per_shard:
+            self._totals.add(stated, statistics)
+        elif last and stated["samples"] < self.samples_per_shard:
+            # The shorter shard at the end of a finished set: it is written again with what follows.
             path.unlink()
             index_path(path).unlink(missing_ok=True)
-            return
-        self._totals.add(*stats)
+        else:
+            raise ShardError(
+                f"{path}: holds {stated['samples']} samples, samples_per_shard is {self.samples_per_shard}; "
+                "give an empty folder or the number that the shards were made with"
+            )
 
 
 class _OpenShard:
@@ -153,15 +159,13 @@ class _OpenShard:
     def append(self, key: str, members: dict[str, bytes]) -> None:
         if key in self._keys:
             raise ShardError(f"{self.path}: sample {key!r} is there already; keys must be unique")
+        for extension in members:
+            if split_member_name(f"{key}.{extension}") != (key, extension):
+                raise ShardError(f"sample {key!r}: extension {extension!r} must be like 'jpg' or 'depth.q16.zst'")
         self._keys.add(key)
         entries = []
         for extension, data in sorted(members.items()):
-            if (
-                not extension
-                or extension != extension.lower()
-                or "/" in extension
-                or extension.startswith(".")
-            ):
+            if not extension or extension != extension.lower() or "/" in extension or extension.startswith("."):
                 raise ShardError(
                     f"sample {key!r}: extension {extension!r} must be lower case, without '/' or first '.'"
                 )
@@ -270,7 +274,8 @@ def make_manifest(folder: str | Path, info: dict[str, Any] | None = None) -> Pat
 
     Args:
         folder: Holds the tars, of any writer.
-        info: As for ``ShardWriter``; ``normals_frame`` states the frame of normals that do not say it themselves.
+        info: As for ``ShardWriter``; ``normals_frame`` states the frame of normals that do not say it
+            themselves.
 
     Raises:
         ShardError: There is no tar, or one of them cannot be read.
@@ -317,8 +322,8 @@ def check_crc(path: Path, key: str, entry: Entry, data: bytes) -> None:
     """Raise ShardError if ``data`` is not what the index says of it."""
     if len(data) != entry.size or zlib.crc32(data) != entry.crc32:
         raise ShardError(
-            f"{path}: sample {key!r}, member {entry.extension!r}: crc32 is {zlib.crc32(data):08x}, its index says "
-            f"{entry.crc32:08x}; the shard is damaged or the index belongs to another tar"
+            f"{path}: sample {key!r}, member {entry.extension!r}: crc32 is {zlib.crc32(data):08x}, the index "
+            f"says {entry.crc32:08x}; the shard is damaged or the index belongs to another tar"
         )
 
 
