@@ -31,7 +31,7 @@ class PictureDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return ``image`` uint8 (3, h, w), ``crop``, ``source_size``, ``key``, ``path``.
 
-        A file that cannot be read gives ``key`` (its path) and ``error`` (the reason) instead, so that the others go on.
+        A file that cannot be read gives ``key`` (its path) and ``error`` (the reason) instead: the others go on.
         """
         file = self.files[index]
         try:

@@ -5,20 +5,20 @@ import re
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from s2kit.callbacks import CheckpointConfig, Panels, PredictionWriter, Throughput
+from s2kit.callbacks import CheckpointConfig, Panels, PredictionWriter, StepProgress, Throughput
 from s2kit.errors import UserError
 from s2kit.export import export_task
 from s2kit.report import print_metrics
 from s2kit.run_folder import RunConfig, run_folder
 from s2kit.tasks import Task
-from s2kit.version import __version__
+from s2kit.usage import config_files, explain, root_cause
 
 #: Warnings of Lightning that a user of this command line can do nothing about, or that state what was asked for.
 QUIET = (
@@ -28,27 +28,20 @@ QUIET = (
     r".*`LeafSpec\(\)`.*|.*isinstance\(treespec, LeafSpec\).*",
     r".*LightningCLI's args parameter is intended to run from within Python.*",
     r".*GPU available but not used.*",
+    r".*Experiment logs directory .* exists and is not empty.*",
 )
 
 
 class Parser(LightningArgumentParser):
     """A parser whose errors are one line."""
 
+    #: The words of the command line, to say where a wrong option was given.
+    words: ClassVar[list[str]] = []
+
     def error(self, message: str, ex: Exception | None = None) -> None:
         """Print what is wrong, without the usage text, and exit with code 2."""
-        print(f"s2kit: error: {shorten(message)}", file=sys.stderr)
+        print(f"s2kit: error: {explain(message, self.words)}", file=sys.stderr)
         self.exit(2)
-
-
-def shorten(message: str) -> str:
-    """Reduce jsonargparse's nested report to its innermost statement, with the option that it is about."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
-    outer = re.match(r'Parser key "([^"]+)"', lines[0])
-    inner = [line for line in lines if not re.match(r"(Parser key|Does not validate|Problem with given class_path)", line)]
-    text = (inner or lines)[0]
-    if outer and outer[1] not in text:
-        text = f"{outer[1]}: {text}"
-    return text
 
 
 class S2kitCLI(LightningCLI):
@@ -56,6 +49,7 @@ class S2kitCLI(LightningCLI):
 
     def __init__(self, args: list[str], experiment: str) -> None:
         self.experiment = experiment
+        Parser.words = args
         self.run_path = Path()
         super().__init__(
             Task,
@@ -101,6 +95,13 @@ class S2kitCLI(LightningCLI):
         self.run_path = run_folder(RunConfig(**vars(config.run)), self.experiment)
         trainer.default_root_dir = str(self.run_path)
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            # jsonargparse wraps what a class raised in a report on its type hints, which says less.
+            raise root_cause(error) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer_config = self._get(self.config_init, "trainer")
         if trainer_config.get("logger") is None and not trainer_config.get("fast_dev_run"):
@@ -113,17 +114,23 @@ class S2kitCLI(LightningCLI):
             if self.subcommand != "predict":
                 loggers.append(CSVLogger(**where))
             kwargs["logger"] = loggers
+        callbacks = list(trainer_config.get("callbacks") or [])
         if self.subcommand == "fit":
             checkpoint = self._get(self.config_init, "checkpoint")
-            kwargs["callbacks"] = [
-                *(trainer_config.get("callbacks") or []),
-                *checkpoint.callbacks(self.model.monitor, self.model.monitor_mode),
-            ]
+            callbacks += checkpoint.callbacks(self.model.monitor, self.model.monitor_mode)
+        if trainer_config.get("enable_progress_bar") is not False:
+            callbacks.append(StepProgress())
+        kwargs["callbacks"] = callbacks
+        kwargs["enable_model_summary"] = bool(trainer_config.get("enable_model_summary"))
         # The samplers of the data modules know their rank; Lightning's would pad evaluation with repeated samples.
         kwargs["use_distributed_sampler"] = False
         return super().instantiate_trainer(**kwargs)
 
     # ------------------------------------------------------------------------------------------------ commands
+
+    def after_instantiate_classes(self) -> None:
+        if self.trainer.is_global_zero:
+            print(self.model.summary())
 
     def before_fit(self) -> None:
         if self.trainer.max_steps <= 0 and self.trainer.max_epochs is None and not self.trainer.fast_dev_run:
@@ -182,17 +189,9 @@ def check_task_of_checkpoint(path: Path, class_path: str) -> None:
     expected = getattr(import_module(module), name).name
     found = task_of(read_state_dict(path))
     if found != expected:
-        raise UserError(f"--ckpt_path {path}: holds a model for {found or 'no known task'}, but this is the task {expected}")
-
-
-def experiment_name(args: list[str]) -> str:
-    """Return the stem of the first ``--config`` file, the default name of an experiment."""
-    for position, arg in enumerate(args):
-        flag, _, value = arg.partition("=")
-        if flag in ("-c", "--config"):
-            value = value or (args[position + 1] if position + 1 < len(args) else "")
-            return Path(value).stem or "run"
-    return "run"
+        raise UserError(
+            f"--ckpt_path {path}: holds a model for {found or 'no known task'}, but this is the task {expected}"
+        )
 
 
 def run_lightning(args: list[str]) -> int:
@@ -202,5 +201,6 @@ def run_lightning(args: list[str]) -> int:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not re.match(r"GPU available|TPU available|HPU available|💡|`Trainer", record.getMessage())
     )
-    S2kitCLI(args, experiment_name(args))
+    configs = config_files(args)
+    S2kitCLI(args, Path(configs[0]).stem if configs else "run")
     return 0

@@ -8,7 +8,13 @@ from typing import Literal
 from torch import nn
 
 #: Values that follow from the size of the backbone (release, optimisation: per task and size).
-LAYER_DECAY = {"sapiens2_0.4b": 0.80, "sapiens2_0.8b": 0.85, "sapiens2_1b": 0.90, "sapiens2_1b_4k": 0.90, "sapiens2_5b": 0.94}
+LAYER_DECAY = {
+    "sapiens2_0.4b": 0.80,
+    "sapiens2_0.8b": 0.85,
+    "sapiens2_1b": 0.90,
+    "sapiens2_1b_4k": 0.90,
+    "sapiens2_5b": 0.94,
+}
 GRADIENT_CLIP = {"sapiens2_0.4b": 2.0}
 DEFAULT_GRADIENT_CLIP = 4.0
 
@@ -39,7 +45,11 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
 
 
 def parameter_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float, layer_decay: float, depth: int
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    lr: float,
+    weight_decay: float,
+    layer_decay: float,
+    depth: int,
 ) -> list[dict]:
     """Group trainable parameters by learning rate and weight decay.
 

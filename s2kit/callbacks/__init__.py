@@ -3,6 +3,7 @@
 from s2kit.callbacks.checkpoints import CheckpointConfig
 from s2kit.callbacks.panels import Panels
 from s2kit.callbacks.predictions import PredictionWriter
+from s2kit.callbacks.progress import StepProgress
 from s2kit.callbacks.throughput import Throughput
 
-__all__ = ["CheckpointConfig", "Panels", "PredictionWriter", "Throughput"]
+__all__ = ["CheckpointConfig", "Panels", "PredictionWriter", "StepProgress", "Throughput"]

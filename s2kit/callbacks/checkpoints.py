@@ -23,11 +23,19 @@ class CheckpointConfig:
         """Return the callbacks that do this; the first one keeps the best."""
         name = "step{step:06d}"
         best = ModelCheckpoint(
-            filename=name, monitor=monitor, mode=mode, save_top_k=self.keep, save_last=self.last, auto_insert_metric_name=False
+            filename=name,
+            monitor=monitor,
+            mode=mode,
+            save_top_k=self.keep,
+            save_last=self.last,
+            auto_insert_metric_name=False,
         )
         if self.every_n_steps is None:
             return [best]
         between = ModelCheckpoint(
-            filename=name + "-periodic", every_n_train_steps=self.every_n_steps, save_top_k=1, auto_insert_metric_name=False
+            filename=name + "-periodic",
+            every_n_train_steps=self.every_n_steps,
+            save_top_k=1,
+            auto_insert_metric_name=False,
         )
         return [best, between]

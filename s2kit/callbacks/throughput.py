@@ -59,7 +59,11 @@ class Throughput(Callback):
 
     def _print(self, trainer: Trainer, rate: float, wait: float) -> None:
         metrics = trainer.callback_metrics
-        words = [f"step {trainer.global_step}/{trainer.max_steps}" if trainer.max_steps > 0 else f"step {trainer.global_step}"]
+        words = [
+            f"step {trainer.global_step}/{trainer.max_steps}"
+            if trainer.max_steps > 0
+            else f"step {trainer.global_step}"
+        ]
         for name, title in (("train/loss", "loss"), ("train/gradient_norm", "gradient norm")):
             if name in metrics:
                 words.append(f"{title} {float(metrics[name]):.3f}")

@@ -46,7 +46,10 @@ def fit_height(picture: np.ndarray, height: int) -> np.ndarray:
 def with_title(picture: np.ndarray, title: str) -> np.ndarray:
     """Put ``title`` on a strip above the picture."""
     strip = np.full((TITLE_HEIGHT, picture.shape[1], 3), 32, np.uint8)
-    scale = min(0.45, 0.45 * picture.shape[1] / max(1, cv2.getTextSize(title, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)[0][0]))
+    scale = min(
+        0.45,
+        0.45 * picture.shape[1] / max(1, cv2.getTextSize(title, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)[0][0]),
+    )
     cv2.putText(strip, title, (3, 15), cv2.FONT_HERSHEY_SIMPLEX, scale, (235, 235, 235), 1, cv2.LINE_AA)
     return np.vstack([strip, picture])
 

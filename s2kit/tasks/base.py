@@ -1,5 +1,6 @@
 """What every task shares: building from plain config, optimisation, evaluation at the source's size, prediction."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +21,11 @@ PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 #: Consecutive steps without a finite gradient after which a run stops.
 MAX_BAD_STEPS = 10
+#: Share of training samples that may be unusable, once so many have been seen.
+MAX_REJECTED_SHARE = 0.1
+MIN_SEEN = 200
+
+logger = logging.getLogger(__name__)
 
 
 class Task(LightningModule):
@@ -80,7 +86,7 @@ class Task(LightningModule):
         self.configure_metrics()
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
-        self._bad_steps = 0
+        self._bad_steps = self._seen = self._rejected = 0
         self._batch_keys: list[str] = []
         if weights is not None:
             load_weights(self, weights, strict=strict)
@@ -106,7 +112,7 @@ class Task(LightningModule):
         raise NotImplementedError
 
     def compute_losses(self, output: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the weighted loss terms of a training batch."""
+        """Return the terms of a training batch's loss; ``loss`` is their weighted sum."""
         raise NotImplementedError
 
     def finish(self, output: Any, index: int, batch: dict[str, Any]) -> Any:
@@ -118,7 +124,7 @@ class Task(LightningModule):
         raise NotImplementedError
 
     def compute_metrics(self, stage: str) -> dict[str, Tensor]:
-        """Return the metrics of ``stage`` over all ranks and reset them; ``baseline_<name>`` is the trivial answer's."""
+        """Return the metrics of ``stage`` over all ranks and reset them; ``baseline_*`` is the trivial answer's."""
         raise NotImplementedError
 
     def draw(self, prediction: np.ndarray) -> np.ndarray:
@@ -128,6 +134,16 @@ class Task(LightningModule):
     def panel(self, prediction: Any, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """Return the pictures of one sample (title -> uint8 (H, W, 3) RGB), in the order to be shown."""
         raise NotImplementedError
+
+    def summary(self) -> str:
+        """Return one line: the task, the backbone, its input and the numbers of parameters."""
+        backbone, head = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (self.backbone, self.decode_head))
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad) / 1e6
+        height, width = self.image_size
+        return (
+            f"{self.name}: {self.hparams.arch} at {height} x {width}, {backbone:.1f} M parameters in the backbone and "
+            f"{head:.1f} M in the head, {trained:.1f} M of them trained"
+        )
 
     # ------------------------------------------------------------------------------------------------ computation
 
@@ -139,16 +155,37 @@ class Task(LightningModule):
         """Map a normalised image ``(B, 3, H, W)`` to the head's raw output."""
         return self.decode_head(self.backbone(image).patches)
 
-    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor | None:
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         self._batch_keys = batch["key"]
+        self._count_rejected(batch)
         if not batch["key"]:
-            return None
+            return sum(parameter.sum() * 0.0 for parameter in self.parameters())
         losses = self.compute_losses(self(self.normalise(batch["image"])), batch)
-        total = torch.stack(list(losses.values())).sum()
         size = len(batch["key"])
-        self.log("train/loss", total, prog_bar=True, batch_size=size)
-        self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=size)
-        return total
+        self.log("train/loss", losses["loss"], prog_bar=True, batch_size=size)
+        self.log_dict({f"train/{name}": losses[name] for name in losses if name != "loss"}, batch_size=size)
+        return losses["loss"]
+
+    def _count_rejected(self, batch: dict[str, Any]) -> None:
+        """Log the samples that the loader could not use.
+
+        Raises:
+            RuntimeError: When their share is above ``MAX_REJECTED_SHARE``.
+        """
+        rejected = batch.get("rejected", [])
+        self._seen += len(batch["key"]) + len(rejected)
+        self._rejected += len(rejected)
+        if not rejected:
+            return
+        self.log("data/rejected", float(self._rejected), batch_size=max(1, len(batch["key"])))
+        for key, reason in rejected:
+            logger.info("sample %s is left out: %s", key, reason)
+        if self._seen >= MIN_SEEN and self._rejected > MAX_REJECTED_SHARE * self._seen:
+            key, reason = rejected[-1]
+            raise RuntimeError(
+                f"{self._rejected} of {self._seen} training samples could not be used, which is more than "
+                f"{MAX_REJECTED_SHARE:.0%}; the last one: {key}: {reason}"
+            )
 
     def _predict_batch(self, batch: dict[str, Any]) -> list[Any]:
         output = self(self.normalise(batch["image"]))

@@ -34,7 +34,9 @@ def load_task(name: str, path: str | Path, **overrides: Any) -> Task:
     if path.suffix == ".ckpt":
         found = task_of(read_state_dict(path))
         if found != name:
-            raise WeightsError(f"{path}: holds a model for {found or 'no known task'}, but the task asked for is {name}")
+            raise WeightsError(
+                f"{path}: holds a model for {found or 'no known task'}, but the task asked for is {name}"
+            )
         return TASKS[name].load_from_checkpoint(path, map_location="cpu", **overrides).eval()
     config = (read_model_json(path) or {}).get("config", {})
     if not config and not {"arch", "image_size"} <= set(overrides):

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,7 +11,7 @@ from s2kit.inference import drawing
 from s2kit.inference.geometry import unletterbox
 from s2kit.losses.normals import NormalsLoss
 from s2kit.metrics.normals import ConstantNormalBaseline, NormalsMetric
-from s2kit.models.heads import PixelShuffleHead
+from s2kit.models.heads import create_head
 from s2kit.tasks.base import Task
 
 
@@ -39,7 +38,7 @@ class NormalsTask(Task):
         super().__init__(**kwargs)
 
     def build_head(self, dim: int) -> nn.Module:
-        return PixelShuffleHead.for_task("normals", self.hparams.arch, dim, **(self.hparams.head or {}))
+        return create_head("normals", self.hparams.arch, dim, **(self.hparams.head or {}))
 
     def configure_losses(self) -> None:
         self.loss = NormalsLoss(self.hparams.loss)
