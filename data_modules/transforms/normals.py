@@ -58,8 +58,9 @@ def normals_target(normals: np.ndarray, alpha: np.ndarray | None) -> tuple[np.nd
         valid &= alpha > 127
     inverse = np.divide(1, np.sqrt(square), out=np.zeros_like(square), where=valid)
     planes = np.empty((3, *square.shape), np.float32)
-    for plane, channel in zip(planes, channels):
-        np.multiply(channel, inverse, out=plane)
+    with np.errstate(invalid="ignore"):
+        for plane, channel in zip(planes, channels):
+            np.multiply(channel, inverse, out=plane)
     if not np.isfinite(square).all():
         np.copyto(planes, 0, where=~valid)  # NaN times 0 is NaN
     return planes, valid[None]
@@ -176,7 +177,7 @@ class NormalsTrainTransform:
             ValueError: If a field has a wrong type or shape.
         """
         source_size = _check(sample, ("normals",))
-        # Every draw is made, used or not, so that turning one option off leaves the others as they were.
+        # Drawn first and all of them, so that changing one probability leaves the choice of the other steps as it was.
         does = {name: bool(rng.random() < p) for name, p in self.probability.items()}
         matrix, size = self._geometry(sample, does, rng)
         rect = letterbox_rect(size, self.image_size)
