@@ -40,8 +40,8 @@ class Pool:
         self._answers: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
 
     def __enter__(self) -> Pool:
-        for number in range(self._count):
-            self._start(number)
+        # The first one prepares what all read (see `body.prepare`); the others start when it is ready.
+        self._start(0)
         return self
 
     def __exit__(self, *unused: object) -> None:
@@ -58,7 +58,7 @@ class Pool:
             RuntimeError: a sample failed, or a process died; the message names the sample.
         """
         waiting = iter(indices)
-        busy: dict[int, int | None] = dict.fromkeys(range(self._count))
+        busy: dict[int, int | None] = {0: None}
         while busy:
             number, answer = self._next_answer()
             if answer is None:
@@ -69,6 +69,10 @@ class Pool:
                 raise self._failure(answer)
             if "index" in answer:
                 yield answer["index"]
+            elif number == 0:
+                for other in range(1, self._count):
+                    self._start(other)
+                    busy[other] = None
             busy[number] = next(waiting, None)
             if busy[number] is None:
                 del busy[number]

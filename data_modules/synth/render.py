@@ -156,9 +156,9 @@ def _scene_dict(mi: Any, scene: Scene, window: tuple[int, int, int, int], sample
                 "pixel_format": "rgba",
                 "component_format": "float32",
             },
-            "sampler": {"type": "independent", "sample_count": samples},
+            "sampler": {"type": "multijitter", "sample_count": samples},
         },
-        "environment": {"type": "envmap", "bitmap": mi.Bitmap(_with_seam(scene.environment))},
+        "environment": {"type": "envmap", "bitmap": mi.Bitmap(np.ascontiguousarray(scene.environment, np.float32))},
     }
     for i, light in enumerate(scene.lighting.lights):
         described[f"light_{i}"] = _light_dict(mi, light)
@@ -167,10 +167,6 @@ def _scene_dict(mi: Any, scene: Scene, window: tuple[int, int, int, int], sample
     for i, mesh in enumerate(scene.person.meshes):
         described[f"person_{i}"] = _mesh_shape(mi, f"person_{i}", mesh)
     return described
-
-
-def _with_seam(environment: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(environment, np.float32)
 
 
 def _light_dict(mi: Any, light: Light) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def make_sample(settings: Settings, index: int, images: list[Path] | None = None
         ValueError: a background image cannot be read.
     """
     from data_modules.synth.labels import make_labels
-    from data_modules.synth.person import sample_person
+    from data_modules.synth.body import sample_person
     from data_modules.synth.render import develop, trace
     from data_modules.synth.scene import sample_scene
 
@@ -88,15 +88,15 @@ def sample_key(index: int) -> str:
 
 
 def prepare_process(variant: str) -> None:
-    """Keep every library to one thread, so that bytes depend on no thread's timing, and select the variant."""
+    """Load the body model, keep OpenCV to one thread (numpy's follows from the environment), select the variant."""
     import cv2
-    import torch
 
+    from data_modules.synth.body import prepare
     from data_modules.synth.render import set_variant
 
     cv2.setNumThreads(1)
-    torch.set_num_threads(1)
     set_variant(variant)
+    prepare()
 
 
 def main() -> None:
