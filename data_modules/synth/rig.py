@@ -60,7 +60,8 @@ class Rig:
             np.add.at(dense, (np.arange(len(dense)), data.bone_index[:, column]), data.bone_weight[:, column])
         self.weights = dense
         shape = self.shape({}, {"african": 1, "asian": 1, "caucasian": 1}, 30.0)
-        transforms, joints = self.pose(shape, np.tile(np.eye(3), (len(self.parents), 1, 1)))
+        self.extremes = int(shape.vertices[:, 1].argmax()), int(shape.vertices[:, 1].argmin())
+        transforms, joints = self.reference_pose(shape)
         # The average adult in the reference pose: (V, 3) points, and joints by bone name.
         self.template = (
             self.skin(shape.vertices, self.weights, transforms),
@@ -112,6 +113,23 @@ class Rig:
             heads=blend(data.bone_heads, data.bone_head_shapes),
             orientations=nearest_rotations(covariance),
         )
+
+    def height_phenotype(self, height: float, phenotype: dict[str, float], race: dict[str, float], age: float) -> float:
+        """The value of the phenotype "height" that gives a body of so many metres, as near as [0, 1] allows."""
+        ends = [self._stature(phenotype | {"height": value}, race, age) for value in (0.0, 1.0)]
+        return float(np.clip((height - ends[0]) / (ends[1] - ends[0]), 0, 1))
+
+    def _stature(self, phenotype: dict[str, float], race: dict[str, float], age: float) -> float:
+        """Metres from the sole's to the crown's vertex, which is linear in the phenotype "height"."""
+        words = phenotype_words(phenotype, race, age)
+        weights = np.array([np.prod([words.get(word, 0.0) for word in terms]) for terms in self.shape_terms])
+        top, bottom = self.extremes
+        heights = self.data.vertices[[bottom, top], 1] + weights @ self.data.shapes[:, [bottom, top], 1]
+        return float(heights[1] - heights[0])
+
+    def reference_pose(self, shape: BodyShape) -> tuple[np.ndarray, np.ndarray]:
+        """`pose` without any rotation: the pose of the template that regions are measured on."""
+        return self.pose(shape, np.tile(np.eye(3), (len(self.parents), 1, 1)))
 
     def pose(
         self, shape: BodyShape, rotations: np.ndarray, root: np.ndarray | None = None
