@@ -73,7 +73,7 @@ def encode_sample(sample: dict[str, Any]) -> dict[str, bytes]:
         raise ShardError(f"sample {key!r}: unknown field {unknown[0]!r}; the fields are {', '.join(FIELDS)}")
     if "image" not in sample:
         raise ShardError(f"sample {key!r}: no image; every sample has one")
-    size = sample["image"].shape[:2]
+    size = np.shape(sample["image"])[:2]
     members = {}
     for name in DENSE_FIELDS:
         if name not in sample:
@@ -86,9 +86,12 @@ def encode_sample(sample: dict[str, Any]) -> dict[str, bytes]:
         try:
             encode = _encode_jpeg if name == "image" else _ENCODERS[name]
             members[EXTENSIONS[name]] = encode(array)
-        except planes.PlanesError as error:
+        except (planes.PlanesError, cv2.error) as error:
             raise ShardError(f"sample {key!r}: {name}: {error}") from None
-    members["json"] = canonical_json(_encode_json(key, size, sample))
+    try:
+        members["json"] = canonical_json(_encode_json(key, size, sample))
+    except ShardError as error:
+        raise ShardError(f"sample {key!r}: {error}") from None
     return dict(sorted(members.items()))
 
 
@@ -154,7 +157,7 @@ def _encode_jpeg(image: np.ndarray) -> bytes:
     return data.tobytes()
 
 
-def _encode_json(key: str, size: tuple[int, int], sample: dict[str, Any]) -> dict[str, Any]:
+def _encode_json(key: str, size: tuple[int, ...], sample: dict[str, Any]) -> dict[str, Any]:
     record: dict[str, Any] = {"key": key, "image_size": [int(size[0]), int(size[1])]}
     record["version"] = SCHEMAS["sample"]
     if "normals" in sample:
@@ -164,7 +167,7 @@ def _encode_json(key: str, size: tuple[int, int], sample: dict[str, Any]) -> dic
             continue
         array = np.asarray(sample[name])
         if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape)):
-            raise ShardError(f"sample {key!r}: {name} has shape {array.shape}, it must be {shape}")
+            raise ShardError(f"{name} has shape {array.shape}, it must be {shape}")
         record[name] = array.astype(int).tolist() if name == "visibility" else _short_floats(array)
     if "meta" in sample:
         record["meta"] = sample["meta"]
@@ -188,6 +191,9 @@ def _load_json(data: bytes, key: str | None) -> dict[str, Any]:
         raise ShardError(f"sample {key!r}, member 'json': a {type(record).__name__}, it must be an object")
     if key is not None and record.get("key", key) != key:
         raise ShardError(f"sample {key!r}, member 'json': belongs to sample {record['key']!r}")
+    size = record.get("image_size", [1, 1])
+    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size)):
+        raise ShardError(f"sample {key!r}, member 'json': image_size {size!r} is not [height, width]")
     return record
 
 
@@ -198,6 +204,8 @@ def _decode_member(name: str, extension: str, data: bytes, key: str | None) -> n
             array = planes.decode_planes(data)[1]
         elif extension.endswith(".npy"):
             array = np.load(io.BytesIO(data), allow_pickle=False)
+            if array.dtype.kind == "f" and _DTYPES[name] == "float32":
+                array = array.astype(np.float32)
         elif name in _CHANNELS:
             array = read_image(data, max_pixels=planes.MAX_PIXELS, name="picture")
         else:

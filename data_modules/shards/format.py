@@ -31,8 +31,8 @@ KIT_NORMALS_FRAME = "opengl"
 SCHEMAS = {"keypoints": "sapiens2-308", "parts": "sapiens2-29", "sample": 1}
 
 # The same split as the webdataset package: folders may hold dots, the name up to its first dot is the key.
-_MEMBER_NAME = re.compile(r"^((?:.*/)?[^./]+)\.([^/]+)$")
-_KEY = re.compile(r"^[^./\\\x00-\x1f\x7f]+(/[^./\\\x00-\x1f\x7f]+)*$")
+_MEMBER_NAME = re.compile(r"^((?:.*/)?[^./]+)\.([^/\n]+)\Z")
+_KEY = re.compile(r"^[^./\\\x00-\x1f\x7f]+(/[^./\\\x00-\x1f\x7f]+)*\Z")
 _MAX_NAME = 1024
 
 
@@ -128,7 +128,13 @@ def read_manifest(folder_or_manifest: str | Path) -> dict[str, Any]:
             f"{path}: its digest does not fit its content, so it was edited or damaged; "
             "write it again with make_manifest"
         )
-    names = [shard["name"] for shard in manifest["shards"]]
+    try:
+        names = [str(shard["name"]) for shard in manifest["shards"] if shard["samples"] >= 0 <= shard["bytes"]]
+        complete = len(names) == len(manifest["shards"]) and isinstance(manifest["fields"], dict)
+    except (KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise ShardError(f"{path}: fields and shards (name, samples, bytes) are not complete; use make_manifest")
     for name in names:
         if Path(name).name != name or name in ("", ".", ".."):
             raise ShardError(f"{path}: shard name {name!r} leaves the folder; names must be plain file names")

@@ -5,8 +5,8 @@ Little-endian, every section 8-byte aligned, so that it is read (or mapped) with
 ==========  ============  ==================================================================================
  bytes       what          content
 ==========  ============  ==================================================================================
- 64          header        ``<8sIIQQQIIII8x``: magic ``S2KINDEX``, version, crc32 of all that follows, bytes
-                           of the tar, samples S, members M, bytes of the keys, bytes of the extensions,
+ 64          header        ``<8sIIQQQIIII8x``: magic ``S2KINDEX``, version, crc32 of all that follows it,
+                           bytes of the tar, samples S, members M, bytes of the keys, bytes of the extensions,
                            number of extensions, 0
  8 * (S+1)   ``first``     uint64; the members of sample i are rows first[i] to first[i+1]
  8 * (S+1)   ``key_end``   uint64; key i is key bytes key_end[i] to key_end[i+1]
@@ -34,6 +34,7 @@ MEMBER = np.dtype([("offset", "<u8"), ("size", "<u8"), ("crc32", "<u4"), ("exten
 
 _MAGIC = b"S2KINDEX"
 _HEADER = struct.Struct("<8sIIQQQIIII8x")
+_CRC_END = 16
 _CHUNK = 1 << 20
 
 
@@ -92,7 +93,9 @@ class ShardIndex:
             ]
         )
         counts = (len(self), len(self.members), len(self.keys), len(extensions), len(self.extensions), 0)
-        return _HEADER.pack(_MAGIC, INDEX_VERSION, zlib.crc32(body), self.tar_bytes, *counts) + body
+        data = bytearray(_HEADER.pack(_MAGIC, INDEX_VERSION, 0, self.tar_bytes, *counts) + body)
+        struct.pack_into("<I", data, _CRC_END - 4, zlib.crc32(memoryview(data)[_CRC_END:]))
+        return bytes(data)
 
 
 def index_path(tar_path: str | Path) -> Path:
@@ -144,7 +147,7 @@ def read_index(path: str | Path) -> ShardIndex:
         _padded(key_bytes),
         _padded(ext_bytes),
     ]
-    if len(data) != _HEADER.size + sum(sizes) or zlib.crc32(memoryview(data)[_HEADER.size :]) != crc:
+    if len(data) != _HEADER.size + sum(sizes) or zlib.crc32(memoryview(data)[_CRC_END:]) != crc:
         raise ShardError(f"{path}: the index is cut off or damaged; make it again with index_tar")
     starts = np.cumsum([_HEADER.size, *sizes]).tolist()
     text = data[starts[4] : starts[4] + ext_bytes].decode()

@@ -42,6 +42,7 @@ _HEADER = struct.Struct("<4sBBBBIIIIIIdd")
 _BYTES_PER_VALUE = {PLAIN: 1, PREDICTED: 1, DEPTH: 2, NORMALS: 2, FLOAT: 4}
 _PEEK_ABOVE = 1 << 26
 _STRIP = 1 << 15  # pixels per step of the normals' decoder: its few arrays then stay in the cache
+_MAX_SUM = 2**31 - 1
 _local = threading.local()
 
 
@@ -250,7 +251,7 @@ def unfold_octahedral(u: np.ndarray, v: np.ndarray, bits: int, out: np.ndarray) 
 
 def _restore_bytes(residual: np.ndarray) -> np.ndarray:
     """Undo the prediction of a plane of bytes, in strips whose integral fits in 31 bits."""
-    strip = (2**31 - 1) // (255 * residual.shape[1])
+    strip = max(1, _MAX_SUM // (255 * residual.shape[1]))
     restored = np.empty(residual.shape, np.uint8)
     for top in range(0, len(residual), strip):
         part = restored[top : top + strip]
@@ -313,8 +314,6 @@ def _compress(header: Header, planes: list[np.ndarray]) -> bytes:
 
 
 def _decompress(data: bytes | memoryview) -> bytes:
-    if not hasattr(_local, "decompressor"):
-        _local.decompressor = zstandard.ZstdDecompressor()
     try:
         size = zstandard.get_frame_parameters(data).content_size
         if size in (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR):
@@ -325,6 +324,8 @@ def _decompress(data: bytes | memoryview) -> bytes:
                 header = _read_header(reader.read(_HEADER.size))
             if size != header.size:
                 raise PlanesError(f"{size} bytes where its header needs {header.size}")
+        if not hasattr(_local, "decompressor"):
+            _local.decompressor = zstandard.ZstdDecompressor()
         return _local.decompressor.decompress(data)
     except zstandard.ZstdError as error:
         raise PlanesError(f"not a readable zstd frame ({error})") from None

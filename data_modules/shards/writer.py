@@ -72,11 +72,13 @@ class ShardWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         present = sorted(self.folder.glob(f"{prefix}-*.tar"))
         if present and not resume:
-            raise ShardError(f"{present[0]}: is there already; give an empty folder, or resume=True to go on behind it")
+            raise ShardError(f"{present[0]}: is there already; give an empty folder, or resume=True to go on")
+        # From here on the set is unfinished, and an old manifest would say otherwise.
+        (self.folder / MANIFEST_NAME).unlink(missing_ok=True)
         self._totals = _Totals()
+        self._open: _OpenShard | None = None
         for number, path in enumerate(present):
-            self._adopt(number, path)
-        self._open = None
+            self._adopt(path, self._shard_path(number), last=path == present[-1])
 
     @property
     def count(self) -> int:
@@ -219,8 +221,9 @@ class _Statistics:
         for name in JSON_FIELDS:
             if name in content:
                 self.fields[name, "json"] += 1
-        if "image_size" in content:
-            self.sizes[tuple(content["image_size"])] += 1
+        size = content.get("image_size")
+        if isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size):
+            self.sizes[size[0], size[1]] += 1
 
     def update(self, other: "_Statistics") -> None:
         self.fields.update(other.fields)
