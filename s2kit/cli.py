@@ -1,5 +1,6 @@
 """``python -m s2kit``: LightningCLI's fit, validate, test and predict, and the tools beside them."""
 
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -67,7 +68,11 @@ def run(args: list[str]) -> int:
 
 def one_line(error: BaseException) -> str:
     """Return an error as one line: its own words where they were written for the user, its type where not."""
-    text = " ".join(str(error).split())
+    text = str(error)
+    if re.match(r"Caught \w+ in DataLoader worker process", text):
+        # A loader's process hands over its traceback as text; its last line is the error itself.
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    text = " ".join(text.split())
     expected = (UserError, OSError, ValueError, RuntimeError)
     if isinstance(error, expected) and not isinstance(error, UnicodeError | NotImplementedError) and text:
         return text

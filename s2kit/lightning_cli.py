@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from lightning import LightningDataModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from data_modules.base import TaskDataModule
 from s2kit.callbacks import CheckpointConfig, Panels, PredictionWriter, StepProgress, Throughput
+from s2kit.cli import COMMANDS
 from s2kit.errors import UserError
 from s2kit.export import export_task
 from s2kit.report import print_metrics
@@ -30,6 +32,19 @@ QUIET = (
     r".*GPU available but not used.*",
     r".*Experiment logs directory .* exists and is not empty.*",
 )
+
+
+#: What ``--help`` of a command says at its top. The options that matter come first, the Trainer's many last.
+USAGE = """python -m s2kit {command} --config FILE [--config FILE ...] [--OPTION VALUE ...]
+
+{purpose}. Start from a config: --config experiments/normals.yaml.
+Options override configs, and later configs earlier ones. See what it comes to with --print_config.
+The options of a task and its data: --model.help s2kit.tasks.NormalsTask, --data.help data_modules.NormalsDataModule"""
+
+PARSER_OPTIONS = {
+    command: {"usage": USAGE.format(command=command, purpose=purpose[0].upper() + purpose[1:]), "description": None}
+    for command, purpose in COMMANDS.items()
+}
 
 
 class Parser(LightningArgumentParser):
@@ -53,20 +68,29 @@ class S2kitCLI(LightningCLI):
         self.run_path = Path()
         super().__init__(
             Task,
-            LightningDataModule,
+            TaskDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             parser_class=Parser,
+            parser_kwargs=PARSER_OPTIONS,
             auto_configure_optimizers=False,
             # Tasks keep their own plain hyper-parameters, so that a checkpoint does not depend on this command line.
             load_from_checkpoint_support=False,
             args=args,
         )
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add Lightning's core arguments, the model and the data before the Trainer's many, for a readable help."""
+        parser.add_lightning_class_args(Task, "model", subclass_mode=True)
+        parser.add_lightning_class_args(TaskDataModule, "data", subclass_mode=True)
+        self.add_run_arguments(parser)
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+
+    def add_run_arguments(self, parser: LightningArgumentParser) -> None:
+        """Add s2kit's own arguments: the run folder and the callbacks."""
         parser.add_class_arguments(RunConfig, "run")
         parser.add_class_arguments(CheckpointConfig, "checkpoint")
         parser.add_lightning_class_args(Panels, "panels")
@@ -105,15 +129,7 @@ class S2kitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer_config = self._get(self.config_init, "trainer")
         if trainer_config.get("logger") is None and not trainer_config.get("fast_dev_run"):
-            where = {
-                "save_dir": self.run_path.parent.parent,
-                "name": self.run_path.parent.name,
-                "version": self.run_path.name,
-            }
-            loggers = [TensorBoardLogger(**where)]
-            if self.subcommand != "predict":
-                loggers.append(CSVLogger(**where))
-            kwargs["logger"] = loggers
+            kwargs["logger"] = self._loggers()
         callbacks = list(trainer_config.get("callbacks") or [])
         if self.subcommand == "fit":
             checkpoint = self._get(self.config_init, "checkpoint")
@@ -127,6 +143,17 @@ class S2kitCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     # ------------------------------------------------------------------------------------------------ commands
+
+    def _loggers(self) -> list[Logger]:
+        """Return TensorBoard's and the CSV's logger on the run folder; a prediction has nothing to log."""
+        if self.subcommand == "predict":
+            return []
+        folder = {
+            "save_dir": self.run_path.parent.parent,
+            "name": self.run_path.parent.name,
+            "version": self.run_path.name,
+        }
+        return [TensorBoardLogger(**folder), CSVLogger(**folder)]
 
     def after_instantiate_classes(self) -> None:
         if self.trainer.is_global_zero:

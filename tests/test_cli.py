@@ -1,0 +1,282 @@
+"""The command line, driven in-process: what each command leaves behind, and what each mistake says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+import s2kit
+from s2kit.cli import main
+
+
+@pytest.fixture
+def config(experiments: Path) -> list[str]:
+    return ["--config", str(experiments / "normals.yaml")]
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory, experiments, tiny_normals) -> Path:
+    """The run folder of a tiny ``fit``."""
+    folder = tmp_path_factory.mktemp("runs")
+    code = main(["fit", "--config", str(experiments / "normals.yaml"), *tiny_normals, f"--run.folder={folder}"])
+    assert code == 0
+    return folder / "normals" / "version_0"
+
+
+def error_of(capsys: pytest.CaptureFixture, args: list[str], code: int) -> str:
+    """Run ``args``, which must end with ``code``, and return the one line of the error."""
+    assert main(args) == code
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("s2kit: error:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("args", [[], ["--help"]])
+def test_overview_lists_every_command(args, capsys):
+    assert main(args) == 0
+    text = capsys.readouterr().out
+    for command in ("fit", "validate", "test", "predict", "data"):
+        assert f"\n  {command} " in text
+    assert "python -m s2kit fit --config experiments/normals.yaml" in text
+
+
+def test_overview_does_not_import_torch():
+    code = "import sys; from s2kit.cli import main; main([]); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"s2kit {s2kit.__version__}\n"
+
+
+def test_help_of_fit_starts_with_a_usage_that_one_can_copy(capsys):
+    assert main(["fit", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: python -m s2kit fit --config FILE")
+    assert text.index("--model.help") < text.index("--trainer.max_steps")
+
+
+def test_print_config_resolves_to_a_config_that_runs(config, capsys, tmp_path):
+    assert main(["fit", *config, "--model.lr", "0.25", "--print_config"]) == 0
+    text = capsys.readouterr().out
+    resolved = yaml.safe_load(text)
+    assert resolved["model"]["init_args"]["lr"] == 0.25
+    assert resolved["model"]["class_path"] == "s2kit.tasks.NormalsTask"
+    (tmp_path / "again.yaml").write_text(text)
+    assert main(["fit", "--config", str(tmp_path / "again.yaml"), "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == resolved
+
+
+def test_overlays_merge_key_by_key_with_options_between(config, capsys, tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("model: {init_args: {weight_decay: 0.5}}\ntrainer: {max_steps: 7}\n")
+    args = ["fit", *config, "--model.arch", "sapiens2_0.1b", "--config", str(overlay), "--print_config"]
+    assert main(args) == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    model = resolved["model"]["init_args"]
+    assert (model["arch"], model["weight_decay"], model["schedule"]) == ("sapiens2_0.1b", 0.5, "cosine")
+    assert resolved["trainer"]["max_steps"] == 7
+
+
+# ---------------------------------------------------------------------------------------------------- running
+
+
+def test_fit_leaves_the_run_folder_that_the_readme_promises(run):
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == 2
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    assert list(run.glob("events.out.tfevents.*"))
+    columns = (run / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"train/loss", "val/mean", "step"} <= set(columns)
+    panel = cv2.imread(str(run / "panels" / "test_step000002.png"))
+    assert panel is not None
+    assert panel.shape[1] > 4 * 190  # four pictures of 192 x 256 side by side
+
+
+def test_model_json_says_what_the_model_is_and_how_it_scored(run):
+    model = json.loads((run / "model.json").read_text())
+    assert (model["task"], model["arch"], model["image_size"]) == ("normals", "sapiens2_nano", [32, 32])
+    assert model["frame"] == "x right, y up, z to the camera"
+    assert 0 < model["metrics"]["test/mean"] < 180
+    assert 0 < model["metrics"]["test/baseline_mean"] < 90
+    state = load_file(run / "weights.safetensors")
+    assert {name.split(".")[0] for name in state} == {"backbone", "decode_head"}
+    assert "decode_head.conv_normal.weight" in state
+
+
+def test_weights_and_checkpoint_predict_alike_and_at_the_pictures_size(run):
+    picture = np.random.default_rng(0).integers(0, 255, (37, 53, 3), np.uint8)
+    from_weights, from_checkpoint = (
+        s2kit.load_task("normals", path).predict(picture)[0]
+        for path in (run / "weights.safetensors", next((run / "checkpoints").glob("step*.ckpt")))
+    )
+    assert from_weights.shape == (37, 53, 3)
+    np.testing.assert_allclose(np.linalg.norm(from_weights, axis=-1), 1, atol=1e-5)
+    np.testing.assert_array_equal(from_weights, from_checkpoint)
+
+
+def test_weights_score_in_test_as_they_did_after_fit(run, config, tiny_normals, tmp_path, capsys):
+    weights = f"--model.weights={run / 'weights.safetensors'}"
+    assert main(["test", *config, *tiny_normals, weights, f"--run.folder={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    metrics = json.loads((run / "model.json").read_text())["metrics"]
+    row = next(line for line in printed.splitlines() if " mean " in line)
+    values = [float(word) for word in row.replace("│", " ").split() if word.replace(".", "").isdigit()]
+    assert values == [round(metrics["test/mean"], 2), round(metrics["test/baseline_mean"], 2)]
+
+
+def test_validate_reads_a_checkpoint(run, config, tiny_normals, tmp_path):
+    checkpoint = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
+    assert main(["validate", *config, *tiny_normals, checkpoint, f"--run.folder={tmp_path}"]) == 0
+
+
+def test_a_run_goes_on_from_its_last_checkpoint(run, config, tiny_normals, tmp_path, capsys):
+    checkpoint = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
+    args = ["fit", *config, *tiny_normals, checkpoint, "--trainer.max_steps=3", f"--run.folder={tmp_path}"]
+    assert main(args) == 0
+    steps = [row.split(",") for row in (tmp_path / "normals" / "version_0" / "metrics.csv").read_text().splitlines()]
+    column = steps[0].index("step")
+    assert {int(row[column]) for row in steps[1:]} <= {2, 3}
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_fast_dev_run_leaves_nothing(command, config, tiny_normals, tmp_path, monkeypatch, picture_folder):
+    (picture_folder / "broken.jpg").unlink()
+    monkeypatch.chdir(tmp_path)
+    options = [*tiny_normals, "--trainer.fast_dev_run=true", f"--data.predict_path={picture_folder}"]
+    if command == "predict":
+        options.append(f"--predictions.folder={tmp_path / 'predictions'}")
+    assert main([command, *config, *options]) == 0
+    assert not (tmp_path / "runs").exists()
+
+
+def test_predict_writes_every_picture_and_reports_the_broken_one(
+    run, config, tiny_normals, tmp_path, picture_folder, capsys
+):
+    out = tmp_path / "out"
+    args = ["predict", *config, *tiny_normals, f"--model.weights={run / 'weights.safetensors'}"]
+    args += [f"--data.predict_path={picture_folder}", f"--predictions.folder={out}", f"--run.folder={tmp_path}"]
+    message = error_of(capsys, args, code=1)
+    assert str(picture_folder / "broken.jpg") in message
+    sizes = {path.stem: np.load(path).shape for path in out.glob("*.npy")}
+    assert sizes == {"wide": (50, 70, 3), "tall": (70, 50, 3), "gray": (50, 70, 3), "alpha": (50, 70, 3)}
+    for path in out.glob("*.npy"):
+        np.testing.assert_allclose(np.linalg.norm(np.load(path), axis=-1), 1, atol=1e-4)
+        assert cv2.imread(str(path.with_suffix(".png"))).shape == sizes[path.stem]
+
+
+# ---------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--model.lr", "fast"], ["--model.lr", "expected float", "'fast'"]),
+        (["--model.schedule", "zigzag"], ["--model.schedule", "'linear', 'cosine', 'constant'", "zigzag"]),
+        (["--model.wieght_decay", "1"], ["--model.wieght_decay", "no such option", "did you mean weight_decay?"]),
+        (["--trainer.max_stepz", "1"], ["--trainer.max_stepz", "max_steps"]),
+        (["--data.synth.trian", "1"], ["--data.synth.trian", "train"]),
+        (["--model.class_path", "s2kit.tasks.Poses"], ["s2kit.tasks.Poses"]),
+    ],
+)
+def test_a_wrong_option_is_named_with_what_would_be_right(options, words, config, capsys):
+    message = error_of(capsys, ["fit", *config, *options], code=2)
+    assert all(word in message for word in words), message
+
+
+def test_a_wrong_key_in_a_file_is_named_with_its_file(config, capsys, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {init_args: {synth: {trian: 3}}}\n")
+    message = error_of(capsys, ["fit", *config, "--config", str(path)], code=2)
+    assert f"{path}, data.init_args.synth.trian: there is no such option; did you mean train" in message
+
+
+def test_broken_yaml_is_named_with_its_line(capsys, tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("model:\n  lr: [1\n")
+    assert f"{path}, line " in error_of(capsys, ["fit", "--config", str(path)], code=2)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["fitt"], 2, ["fitt", "fit, validate, test, predict"]),
+        (["fit"], 2, ["model", "data", "--config experiments/normals.yaml"]),
+        (["fit", "--config", "nowhere.yaml"], 2, ["nowhere.yaml", "no file"]),
+    ],
+)
+def test_mistakes_without_a_config(args, code, words, capsys):
+    if args == ["fitt"]:
+        assert main(args) == code
+        message = capsys.readouterr().err
+    else:
+        message = error_of(capsys, args, code)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--model.arch=sapiens2_9b"], ["sapiens2_9b", "sapiens2_nano"]),
+        (["--model.weights=nowhere.safetensors"], ["nowhere.safetensors", "no such file"]),
+        (["--ckpt_path=nowhere.ckpt"], ["nowhere.ckpt", "no such checkpoint"]),
+        (["--data.root=nowhere"], ["data.root=nowhere", "train, val, test"]),
+        (["--model.warmup_steps=99"], ["warmup_steps=99", "2 steps"]),
+        (["--data.batch_size=100"], ["data.batch_size"]),
+        (["--trainer.max_steps=-1"], ["trainer.max_steps"]),
+    ],
+)
+def test_a_failure_is_one_line(options, words, config, tiny_normals, capsys, tmp_path):
+    args = ["fit", *config, *tiny_normals, f"--run.folder={tmp_path}", *options]
+    message = error_of(capsys, args, code=1)
+    assert all(word in message for word in words), message
+
+
+def test_weights_of_another_task_are_refused(run, config, tiny_normals, capsys, tmp_path):
+    state = load_file(run / "weights.safetensors")
+    pose = {name.replace("conv_normal", "conv_pose"): value for name, value in state.items()}
+    save_file(pose, tmp_path / "pose.safetensors")
+    args = ["test", *config, *tiny_normals, f"--model.weights={tmp_path / 'pose.safetensors'}"]
+    message = error_of(capsys, args, code=1)
+    assert "pose.safetensors: holds a model for pose, but this is the task normals" in message
+
+
+def test_weights_of_another_size_are_refused_with_what_differs(run, config, tiny_normals, capsys):
+    args = ["test", *config, *tiny_normals, f"--model.weights={run / 'weights.safetensors'}"]
+    args.append("--model.backbone={embed_dim: 32, depth: 2, num_heads: 2, mlp_dim: 32}")
+    message = error_of(capsys, args, code=1)
+    assert "of another shape" in message
+    assert "backbone.cls_token [1, 1, 16] for [1, 1, 32]" in message
+
+
+def test_a_checkpoint_of_another_task_is_refused(run, config, tiny_normals, capsys, tmp_path):
+    import torch
+
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    state = checkpoint["state_dict"]
+    checkpoint["state_dict"] = {name.replace("conv_normal", "conv_seg"): value for name, value in state.items()}
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    message = error_of(capsys, ["test", *config, *tiny_normals, f"--ckpt_path={tmp_path / 'other.ckpt'}"], code=1)
+    assert "holds a model for segmentation, but this is the task normals" in message
+
+
+def test_traceback_is_shown_when_asked_for(config, tiny_normals, capsys):
+    assert main(["fit", *config, *tiny_normals, "--data.root=nowhere", "--traceback"]) == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_predict_without_pictures_says_so(config, tiny_normals, capsys, tmp_path):
+    base = ["predict", *config, *tiny_normals, f"--run.folder={tmp_path}"]
+    assert "--data.predict_path" in error_of(capsys, base, code=1)
+    (tmp_path / "empty").mkdir()
+    message = error_of(capsys, [*base, f"--data.predict_path={tmp_path / 'empty'}"], code=1)
+    assert str(tmp_path / "empty") in message
