@@ -53,11 +53,17 @@ def test_the_fast_path_equals_the_general_one():
     )
 
 
-@pytest.mark.parametrize("degrees", [0.0, 45.0])
-def test_shrinking_averages(degrees):
-    """A chequerboard of single pixels is grey when it is shrunk; a bilinear warp alone would show a pattern."""
+def test_shrinking_takes_the_mean_of_what_a_pixel_covers():
+    image = np.random.default_rng(0).integers(0, 256, (120, 120), np.uint8)
+    small = g.warp_image(image, g.scale_matrix(0.25, 0.25), (30, 30))
+    blocks = image.reshape(30, 4, 30, 4).mean(axis=(1, 3))
+    assert np.abs(small - blocks).max() <= 0.5
+
+
+def test_shrinking_and_turning_averages():
+    """A chequerboard of single pixels becomes grey; a bilinear warp alone would show a pattern."""
     board = (np.indices((128, 128)).sum(axis=0) % 2 * 200).astype(np.uint8)
-    matrix = g.scale_matrix(0.25, 0.25) @ g.rotation_matrix(degrees, (64, 64))
+    matrix = g.scale_matrix(0.25, 0.25) @ g.rotation_matrix(45, (64, 64))
     small = g.warp_image(board, matrix, (32, 32))[12:20, 12:20]
     assert np.abs(small.astype(int) - 100).max() <= 2
 
