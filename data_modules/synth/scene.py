@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,10 @@ def sample_scene(
         backdrop = flat_picture(rng, image_size)
     else:
         backdrop = image_backdrop(rng, images[rng.integers(len(images))], image_size)
-    lights = tuple(light for light in lighting.lights if not _may_hide(light, points, camera))
-    lighting = Lighting(lighting.name, lights, lighting.ambient, lighting.level, lighting.info)
+    lights = tuple(
+        replace(light, kind="spot") if _may_hide(light, points, camera) else light for light in lighting.lights
+    )
+    lighting = replace(lighting, lights=lights)
     info = {"background": background, "lighting": name, "lights": [light.kind for light in lights]}
     return Scene(person, camera, lighting, tuple(surfaces), environment, backdrop, info | lighting.info)
 

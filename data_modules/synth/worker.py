@@ -58,14 +58,15 @@ def make_sample(settings: Settings, index: int, images: list[Path] | None = None
     Raises:
         ValueError: a background image cannot be read.
     """
-    from data_modules.synth.labels import make_labels
     from data_modules.synth.body import sample_person
+    from data_modules.synth.labels import make_labels
     from data_modules.synth.render import develop, trace
     from data_modules.synth.scene import sample_scene
+    from data_modules.synth.subdivision import subdivide_person
 
     # One stream a part, so that a change in how people are drawn leaves the cameras as they were.
     people, scenes, films = (np.random.default_rng([settings.seed, index, part]) for part in range(3))
-    person = sample_person(people)
+    person = subdivide_person(sample_person(people))
     scene = sample_scene(scenes, person, settings.image_size, images)
     labels = make_labels(person, scene.camera)
     radiance = trace(scene, settings.samples_per_pixel, seed=int(films.integers(2**31)))
