@@ -11,6 +11,8 @@ the picture is exactly a camera roll, and the principal point moves along. Norma
 and translation leave them as they are.
 """
 
+import math
+
 import cv2
 import numpy as np
 
@@ -56,13 +58,18 @@ def orthogonal_part(matrix: np.ndarray) -> np.ndarray:
 
     It is exact for any mix of flips and rotations with a scale along the axes either before or after them.
     """
-    left, _, right = np.linalg.svd(matrix[:2, :2])
-    return left @ right
+    (a, b), (c, d) = matrix[:2, :2].tolist()
+    # Closed form in two dimensions: the sum of the matrix and of its cofactors, with their sign, is Q but for a factor.
+    sign = 1.0 if a * d >= b * c else -1.0
+    x, y = a + sign * d, b - sign * c
+    length = math.hypot(x, y)
+    x, y = x / length, y / length
+    return np.array([[x, y], [-sign * y, sign * x]])
 
 
 def mirrors(matrix: np.ndarray) -> bool:
     """Return whether ``matrix`` swaps left and right of what is seen."""
-    return bool(np.linalg.det(matrix[:2, :2]) < 0)
+    return bool(matrix[0, 0] * matrix[1, 1] < matrix[0, 1] * matrix[1, 0])
 
 
 def turn_normals(normals: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -75,14 +82,10 @@ def turn_normals(normals: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     Returns:
         float32 of the same shape; ``normals`` itself where nothing turns.
     """
-    turn = orthogonal_part(matrix) * [[1.0, -1.0], [-1.0, 1.0]]
-    if np.allclose(turn, np.eye(2), atol=1e-9):
-        return normals
-    if np.allclose(turn, np.diag([-1.0, 1.0]), atol=1e-9):
-        return normals * np.array([-1.0, 1.0, 1.0], np.float32)
-    matrix3 = np.eye(3)
-    matrix3[:2, :2] = turn
-    return cv2.transform(normals, matrix3)
+    (a, b), (c, d) = orthogonal_part(matrix).tolist()
+    if max(abs(b), abs(c)) < 1e-9 and d > 0:
+        return normals if a > 0 else normals * np.array([-1.0, 1.0, 1.0], np.float32)
+    return cv2.transform(normals, np.array([[a, -b, 0], [-c, d, 0], [0, 0, 1.0]]))
 
 
 def warp_intrinsics(intrinsics: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -212,16 +215,17 @@ def _whole_rect(
 
     That is the common case (letterbox, crop, flip), in which resizing is both faster and exact at the rim.
     """
-    first, _, last, _ = _source_corners(matrix, size)
-    edges = np.array([first, last])
-    if abs(matrix[0, 1]) * source_size[0] > _WHOLE or abs(matrix[1, 0]) * source_size[1] > _WHOLE:
+    (a, b, x), (c, d, y), _ = matrix.tolist()
+    if abs(b) * source_size[0] > _WHOLE or abs(c) * source_size[1] > _WHOLE:
         return None
-    whole = np.rint(edges)
-    (x0, y0), (x1, y1) = whole.min(axis=0).astype(int), whole.max(axis=0).astype(int)
-    inside = x0 >= 0 and y0 >= 0 and x1 <= source_size[1] and y1 <= source_size[0] and x0 < x1 and y0 < y1
-    if not inside or np.abs(edges - whole).max() > _WHOLE:
+    x0, x1 = sorted((-x / a, (size[1] - x) / a))
+    y0, y1 = sorted((-y / d, (size[0] - y) / d))
+    edges = (x0, y0, x1, y1)
+    x0, y0, x1, y1 = whole = tuple(round(edge) for edge in edges)
+    inside = 0 <= x0 < x1 <= source_size[1] and 0 <= y0 < y1 <= source_size[0]
+    if not inside or max(abs(edge - side) for edge, side in zip(edges, whole)) > _WHOLE:
         return None
-    return (int(x0), int(y0), int(x1), int(y1)), (bool(matrix[0, 0] < 0), bool(matrix[1, 1] < 0))
+    return (x0, y0, x1, y1), (a < 0, d < 0)
 
 
 def _flipped(view: np.ndarray, flips: tuple[bool, bool], source: np.ndarray) -> np.ndarray:
