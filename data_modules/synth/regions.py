@@ -29,6 +29,30 @@ _PREFIXES = {
 }
 
 
+# Depth of the vertical axis through the head, and the height of the hairline by the angle from straight ahead around
+# it: degrees -> metres on the template.
+HEAD_AXIS = 0.035
+HAIRLINE = np.array(
+    [
+        [0, 0.972],
+        [30, 0.97],
+        [50, 0.955],
+        [70, 0.932],
+        [84, 0.93],
+        [102, 0.918],
+        [118, 0.872],
+        [140, 0.855],
+        [180, 0.845],
+    ]
+)
+
+
+def hairline_height(points: np.ndarray) -> np.ndarray:
+    """Height of the hairline (...,) in the direction of points (..., 3) around the template's head."""
+    angle = np.rad2deg(np.abs(np.arctan2(points[..., 0], points[..., 2] - HEAD_AXIS)))
+    return np.interp(angle, HAIRLINE[:, 0], HAIRLINE[:, 1])
+
+
 @dataclass(frozen=True)
 class Regions:
     """V vertices, F faces of the body mesh; T texture vertices (a vertex on a seam is there twice).
@@ -205,7 +229,8 @@ def _face_classes(data, points, group, arm, collar, joints) -> np.ndarray:
         return np.isin(of_face, wanted).sum(axis=1) >= 2
 
     result = np.full(len(faces), classes.TORSO, np.uint8)
-    near_neck = (np.abs(centre[:, 0]) < 0.11) & (centre[:, 1] > 0.6) & (arm_at < 0)
+    near_neck = (np.abs(centre[:, 0]) < 0.13) & (centre[:, 1] > 0.6)
+    collar_at = collar_at + 1.5 * np.maximum(0.0, np.abs(centre[:, 0]) - 0.1)
     head = near_neck | (part == "head") | np.char.startswith(part, "eye") | (part == "mouth_cavity")
     for sign, side in ((1, "L"), (-1, "R")):
         here = centre[:, 0] * sign >= 0

@@ -16,9 +16,7 @@ NUM_KEYPOINTS = 308
 NUM_CLASSES = 29
 
 
-def _check_array(
-    owner: str, field: str, array: np.ndarray, shape: tuple[int | None, ...], dtype: type
-) -> None:
+def _check_array(owner: str, field: str, array: np.ndarray, shape: tuple[int | None, ...], dtype: type) -> None:
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
         kind = getattr(array, "dtype", type(array).__name__)
         raise ValueError(f"{owner}: {field} must be a numpy array of {np.dtype(dtype)}, got {kind}")
