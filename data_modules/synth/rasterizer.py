@@ -48,13 +48,13 @@ def rasterize(triangles: np.ndarray, intrinsics: np.ndarray, image_size: tuple[i
     height, width = image_size
     triangles = np.asarray(triangles, np.float64)
     corners, owner = _clip_near(triangles)
-    planes = _inverse_depth_planes(triangles, intrinsics)
     best = np.zeros(height * width)
     seen = np.full(height * width, -1, np.int64)
     for rows, left, right, index in _spans(_project(corners, intrinsics), image_size):
+        planes = _inverse_depth_planes(triangles[owner[index]], intrinsics)
         for pixels, columns, span in _span_pixels(rows, left, right, width):
             triangle = owner[index[span]]
-            a, b, c, least, largest = planes[:, triangle]
+            a, b, c, least, largest = planes[:, span]
             inverse_depth = a * (columns + 0.5) + b * (rows[span] + 0.5) + c
             inverse_depth = np.clip(inverse_depth, least, largest)
             _keep_nearest(best, seen, pixels, inverse_depth, triangle)
@@ -94,7 +94,7 @@ def intersect(triangles: np.ndarray, intrinsics: np.ndarray, points: np.ndarray)
     """
     rays = pixel_rays(points, intrinsics)
     a, b, c = triangles[:, 0], triangles[:, 1], triangles[:, 2]
-    weights = np.stack([_dot(rays, np.cross(p, q)) for p, q in ((b, c), (c, a), (a, b))], axis=1)
+    weights = np.stack([_dot(rays, _cross(p, q)) for p, q in ((b, c), (c, a), (a, b))], axis=1)
     total = weights.sum(axis=1, keepdims=True)
     # Seen exactly from the side the plane has no single point; the first vertex stands for it.
     flat = np.abs(total) < 1e-18
@@ -115,12 +115,12 @@ def first_depth(triangles: np.ndarray, intrinsics: np.ndarray, points: np.ndarra
     """(N,) depth of the first surface through each pixel point (x, y); inf where there is none."""
     corners, owner = _clip_near(np.asarray(triangles, np.float64))
     pixels = _project(corners, intrinsics)
-    low, high = pixels.min(axis=1), pixels.max(axis=1)
+    x, y = pixels[..., 0].T, pixels[..., 1].T
+    left, right = np.minimum(np.minimum(x[0], x[1]), x[2]), np.maximum(np.maximum(x[0], x[1]), x[2])
+    top, bottom = np.minimum(np.minimum(y[0], y[1]), y[2]), np.maximum(np.maximum(y[0], y[1]), y[2])
     nearest = np.full(len(points), np.inf)
     for i, point in enumerate(np.asarray(points, np.float64)):
-        near = np.flatnonzero(
-            (low[:, 0] <= point[0]) & (high[:, 0] >= point[0]) & (low[:, 1] <= point[1]) & (high[:, 1] >= point[1])
-        )
+        near = np.flatnonzero((left <= point[0]) & (right >= point[0]) & (top <= point[1]) & (bottom >= point[1]))
         near = near[_contains(pixels[near], point)]
         if len(near):
             rows = triangles[owner[near]].astype(np.float64)
@@ -134,6 +134,12 @@ def _contains(triangles: np.ndarray, point: np.ndarray) -> np.ndarray:
     to_point = point - triangles
     side = edges[..., 0] * to_point[..., 1] - edges[..., 1] * to_point[..., 0]
     return (side >= 0).all(axis=1) | (side <= 0).all(axis=1)
+
+
+def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(N, 3) cross product; numpy's own takes several times as long."""
+    (ax, ay, az), (bx, by, bz) = a.T, b.T
+    return np.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], axis=1)
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -153,7 +159,7 @@ def _inverse_depth_planes(triangles: np.ndarray, intrinsics: np.ndarray) -> np.n
     vertices.
     """
     a, b, c = triangles[:, 0], triangles[:, 1], triangles[:, 2]
-    normal = np.cross(b - a, c - a)
+    normal = _cross(b - a, c - a)
     offset = _dot(normal, a)
     flat = np.abs(offset) < 1e-18
     nx, ny, nz = np.where(flat, 0.0, normal.T / np.where(flat, 1.0, offset))
@@ -166,6 +172,8 @@ def _inverse_depth_planes(triangles: np.ndarray, intrinsics: np.ndarray) -> np.n
 def _clip_near(triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cut off what lies before the near plane; return the pieces and the row that each came from."""
     before = triangles[:, :, 2] < NEAR
+    if not before.any():
+        return triangles, np.arange(len(triangles))
     count = before.sum(axis=1)
     whole = np.flatnonzero(count == 0)
     pieces, owners = [triangles[whole]], [whole]
@@ -201,18 +209,18 @@ def _spans(corners: np.ndarray, image_size: tuple[int, int]):
     triangle on the right of that edge (or below it, if it is level).
     """
     height, width = image_size
-    order = np.argsort(corners[:, :, 1], axis=1, kind="stable")
-    corners = np.take_along_axis(corners, order[..., None], axis=1)
-    low, middle, high = corners[:, 0], corners[:, 1], corners[:, 2]
-    first = np.clip(np.ceil(low[:, 1] - 0.5), 0, height).astype(np.int64)
-    last = np.clip(np.ceil(high[:, 1] - 0.5), 0, height).astype(np.int64)
-    inside = (corners[:, :, 0].max(axis=1) > 0) & (corners[:, :, 0].min(axis=1) < width)
-    count = np.where(inside, last - first, 0)
-    drawn = np.flatnonzero(count > 0)
-    for group in _groups(count[drawn], _CHUNK_SPANS):
-        chosen = drawn[group]
-        index = np.repeat(chosen, count[chosen])
-        rows = first[index] + _ramp(count[chosen])
+    x, y = corners[..., 0].T, corners[..., 1].T
+    first = np.clip(np.ceil(np.minimum(np.minimum(y[0], y[1]), y[2]) - 0.5), 0, height).astype(np.int64)
+    last = np.clip(np.ceil(np.maximum(np.maximum(y[0], y[1]), y[2]) - 0.5), 0, height).astype(np.int64)
+    left_end = np.ceil(np.minimum(np.minimum(x[0], x[1]), x[2]) - 0.5)
+    right_end = np.ceil(np.maximum(np.maximum(x[0], x[1]), x[2]) - 0.5)
+    drawn = np.flatnonzero((last > first) & (right_end > np.maximum(left_end, 0)) & (left_end < width))
+    count = (last - first)[drawn]
+    first = first[drawn]
+    low, middle, high = _sorted_by_y(corners[drawn])
+    for group in _groups(count, _CHUNK_SPANS):
+        index = np.repeat(group, count[group])
+        rows = first[index] + _ramp(count[group])
         y = rows + 0.5
         upper = y < middle[index, 1]
         long_x = _edge_x(low[index], high[index], y)
@@ -222,7 +230,18 @@ def _spans(corners: np.ndarray, image_size: tuple[int, int]):
         left = np.clip(np.ceil(np.minimum(long_x, short_x) - 0.5), 0, width).astype(np.int64)
         right = np.clip(np.ceil(np.maximum(long_x, short_x) - 0.5), 0, width).astype(np.int64)
         filled = right > left
-        yield rows[filled], left[filled], right[filled], index[filled]
+        yield rows[filled], left[filled], right[filled], drawn[index[filled]]
+
+
+def _sorted_by_y(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(F, 3, 2) -> three (F, 2) arrays of corners from the least y to the greatest."""
+    a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
+    for _ in range(2):
+        swap = (a[:, 1] > b[:, 1])[:, None]
+        a, b = np.where(swap, b, a), np.where(swap, a, b)
+        swap = (b[:, 1] > c[:, 1])[:, None]
+        b, c = np.where(swap, c, b), np.where(swap, b, c)
+    return a, b, c
 
 
 def _edge_x(start: np.ndarray, end: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -134,7 +134,7 @@ def _scene_dict(mi: Any, scene: Scene, window: tuple[int, int, int, int], sample
         "integrator": {
             "type": "path",
             "max_depth": _MAX_DEPTH,
-            "rr_depth": _MAX_DEPTH + 1,
+            "rr_depth": 2,
             "hide_emitters": scene.backdrop is not None,
         },
         "sensor": {
