@@ -236,14 +236,15 @@ def unfold_octahedral(u: np.ndarray, v: np.ndarray, bits: int, out: np.ndarray) 
             fold = np.minimum(z, 0)
             x += np.copysign(fold, -x)
             y += np.copysign(fold, -y)
+        # numpy rounds every step correctly; cv2.magnitude is quicker, but its last bit depends on the alignment.
         length = x * x
         length += np.multiply(y, y, out=other)
         length += np.multiply(z, z, out=other)
         np.sqrt(length, out=length)
-        np.divide(1, length, out=length)
-        x *= length
-        y *= length
-        z *= length
+        scale = np.divide(1, length, out=length)
+        x *= scale
+        y *= scale
+        z *= scale
         # x and y of "no value" are 0 already.
         np.copyto(z, 0, where=taxicab == 0)
         cv2.merge([x, y, z], dst=out[top : top + strip])
