@@ -108,9 +108,9 @@ def sample_outfit(regions: Regions, rng: np.random.Generator, gender: float) -> 
     kind = str(rng.choice(["trousers", "skirt", "dress"], p=_shares(feminine)))
     outfit = Outfit([], [], {"kind": kind})
     _add_socks(regions, rng, outfit)
-    bottom_depth = _add_bottom(regions, rng, outfit, kind)
+    waist, bottom_depth = _add_bottom(regions, rng, outfit, kind)
     _add_shoes(regions, rng, outfit, long_trousers=outfit.info.get("bottom") == "long")
-    _add_top(regions, rng, outfit, kind, bottom_depth)
+    _add_top(regions, rng, outfit, kind, waist, bottom_depth)
     return outfit
 
 
@@ -130,8 +130,8 @@ def _add_socks(regions: Regions, rng, outfit: Outfit) -> None:
             )
 
 
-def _add_bottom(regions: Regions, rng, outfit: Outfit, kind: str) -> float:
-    """Trousers or shorts; below a skirt or a dress tight shorts. Returns how far they stand out."""
+def _add_bottom(regions: Regions, rng, outfit: Outfit, kind: str) -> tuple[float, float]:
+    """Trousers or shorts; below a skirt or a dress tight shorts. Returns their waist and how far they stand out."""
     waist = float(rng.uniform(0.2, 0.27))
     if kind == "trousers":
         leg = str(rng.choice(list(LEG_HEMS), p=[0.15, 0.12, 0.08, 0.65]))
@@ -171,7 +171,7 @@ def _add_bottom(regions: Regions, rng, outfit: Outfit, kind: str) -> float:
         folds,
     )
     outfit.garments.append(garment)
-    return depth
+    return waist, depth
 
 
 def _add_shoes(regions: Regions, rng, outfit: Outfit, long_trousers: bool) -> None:
@@ -200,13 +200,14 @@ def _add_shoes(regions: Regions, rng, outfit: Outfit, long_trousers: bool) -> No
         )
 
 
-def _add_top(regions: Regions, rng, outfit: Outfit, kind: str, bottom_depth: float) -> None:
+def _add_top(regions: Regions, rng, outfit: Outfit, kind: str, waist: float, bottom_depth: float) -> None:
     sleeve = str(rng.choice(list(SLEEVES), p=[0.14, 0.36, 0.1, 0.1, 0.3]))
     neckline = str(rng.choice(list(NECKLINES), p=list(NECKLINES.values())))
     hem = "waist" if kind != "trousers" else str(rng.choice(list(TOP_HEMS)))
     loose = float(rng.uniform(0, 1)) if kind == "trousers" else float(rng.uniform(0, 0.5))
-    height = TOP_HEMS[hem] - float(rng.uniform(0, 0.03))
-    field = top_field(regions, SLEEVES[sleeve], height, neckline, float(rng.uniform(0.04, 0.11)))
+    # The top overlaps the bottom by at least 5 cm, so that no pose bares the waist.
+    height = min(TOP_HEMS[hem] - float(rng.uniform(0, 0.03)), waist - 0.05)
+    field = top_field(regions, SLEEVES[sleeve], height, neckline, float(rng.uniform(0.04, 0.08)))
     thickness = _constant(regions, 0.006 + 0.018 * loose)
     # Loose sleeves and hems open towards their end.
     thickness += 0.015 * loose * np.clip(regions.arm / 0.3, 0, 1).astype(np.float32)

@@ -11,41 +11,20 @@ import functools
 import numpy as np
 
 from data_modules.synth.anny_data import LANDMARKS
-from data_modules.synth.posed import PosedBody
+from data_modules.synth.posed import PosedBody, find_anchors
 from data_modules.synth.regions import load_regions
 from data_modules.synth.rig import load_rig
 from data_modules.synth.types import NUM_KEYPOINTS
+from s2kit.schemas.keypoint_set import load_keypoint_set
 
-BODY_IDS = {
-    "nose": 0,
-    "left_eye": 1,
-    "right_eye": 2,
-    "left_ear": 3,
-    "right_ear": 4,
-    "left_shoulder": 5,
-    "right_shoulder": 6,
-    "left_elbow": 7,
-    "right_elbow": 8,
-    "left_hip": 9,
-    "right_hip": 10,
-    "left_knee": 11,
-    "right_knee": 12,
-    "left_ankle": 13,
-    "right_ankle": 14,
-    "left_big_toe": 15,
-    "left_small_toe": 16,
-    "left_heel": 17,
-    "right_big_toe": 18,
-    "right_small_toe": 19,
-    "right_heel": 20,
-    "right_wrist": 41,
-    "left_wrist": 62,
-}
-HAND_START = {"R": 21, "L": 42}
-OLECRANON = {"L": 63, "R": 64}
-CUBITAL_FOSSA = {"L": 65, "R": 66}
-ACROMION = {"L": 67, "R": 68}
-NECK = 69
+_IDS = load_keypoint_set(NUM_KEYPOINTS).ids
+_WORDS = {"L": "left", "R": "right"}
+BODY_IDS = {name: _IDS[name] for name in LANDMARKS}
+HAND_START = {side: _IDS[f"{word}_thumb4"] for side, word in _WORDS.items()}
+OLECRANON = {side: _IDS[f"{word}_olecranon"] for side, word in _WORDS.items()}
+CUBITAL_FOSSA = {side: _IDS[f"{word}_cubital_fossa"] for side, word in _WORDS.items()}
+ACROMION = {side: _IDS[f"{word}_acromion"] for side, word in _WORDS.items()}
+NECK = _IDS["neck"]
 
 # Metres from a point to the skin that shows it; joints lie inside the limb.
 _RADIUS = {
@@ -80,7 +59,7 @@ def keypoint_radius() -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _special_vertices() -> dict[str, np.ndarray]:
-    """Vertex indices of finger tips and of the surface points at elbow and shoulder, found on the template."""
+    """Vertex indices of finger tips and of the surface points at elbow, found on the template."""
     rig, regions = load_rig(), load_regions()
     points, joints, found = regions.points, regions.joints, {}
     for side in ("L", "R"):
@@ -98,8 +77,6 @@ def _special_vertices() -> dict[str, np.ndarray]:
         found[f"olecranon.{side}"] = np.argsort(np.where(near, (points - elbow) @ outward, -np.inf))[-4:]
         ring = near & (np.abs((points - elbow) @ (wrist - shoulder)) < 0.012 * np.linalg.norm(wrist - shoulder))
         found[f"cubital_fossa.{side}"] = np.argsort(np.where(ring, -(points - elbow) @ outward, -np.inf))[-4:]
-        near = np.linalg.norm(points - shoulder - np.array([0, -0.05, 0.01]), axis=1)
-        found[f"acromion.{side}"] = np.argsort(near)[:4]
     return found
 
 
@@ -107,9 +84,9 @@ def person_keypoints(body: PosedBody) -> np.ndarray:
     """(308, 3) float32 points in the body's frame, NaN where unlabelled."""
     rig, posed, joints = load_rig(), body.points, body.joints
     result = np.full((NUM_KEYPOINTS, 3), np.nan, np.float32)
-    body = rig.data.landmarks @ posed
+    landmarks = rig.data.landmarks @ posed
     for row, name in enumerate(LANDMARKS):
-        result[BODY_IDS[name]] = body[row]
+        result[BODY_IDS[name]] = landmarks[row]
     special = {name: posed[index].mean(axis=0) for name, index in _special_vertices().items()}
     for side, start in HAND_START.items():
         for finger in range(1, 6):
@@ -119,6 +96,20 @@ def person_keypoints(body: PosedBody) -> np.ndarray:
                 result[row + 4 - joint] = joints[rig.bone[f"finger{finger}-{joint}.{side}"]]
         result[OLECRANON[side]] = special[f"olecranon.{side}"]
         result[CUBITAL_FOSSA[side]] = special[f"cubital_fossa.{side}"]
-        result[ACROMION[side]] = special[f"acromion.{side}"]
+        result[ACROMION[side]] = _acromion(body, side)
     result[NECK] = joints[rig.bone["neck01"]]
     return result
+
+
+def _acromion(body: PosedBody, side: str) -> np.ndarray:
+    """(3,) the outer end of the shoulder's roof, which goes with the shoulder blade and not with the arm."""
+    joints = load_regions().joints
+    blade, shoulder = joints[f"shoulder01.{side}"], joints[f"upperarm01.{side}"]
+    point = (0.25 * blade + 0.75 * shoulder + [0.0, 0.045, -0.01])[None].astype(np.float32)
+    return body.carry(body.fit(point, find_anchors(point, _shoulder_vertices())), {f"shoulder01.{side}": 1.0})[0]
+
+
+@functools.lru_cache(maxsize=1)
+def _shoulder_vertices() -> np.ndarray:
+    regions = load_regions()
+    return np.flatnonzero(regions.is_group("torso", "upper_arm") & (regions.points[:, 1] > 0.55))

@@ -94,10 +94,10 @@ class Surface:
         self.faces = faces
         self.count = count
         edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-        edges = np.unique(np.concatenate([edges, edges[:, ::-1]]), axis=0)
-        self.start = np.searchsorted(edges[:, 0], np.arange(count))
-        self.neighbour = edges[:, 1]
-        self.degree = np.maximum(np.bincount(edges[:, 0], minlength=count), 1).astype(np.float32)
+        both = np.concatenate([edges, edges[:, ::-1]]).astype(np.int64)
+        first, self.neighbour = np.divmod(np.unique(both[:, 0] * count + both[:, 1]), count)
+        self.start = np.searchsorted(first, np.arange(count))
+        self.degree = np.maximum(np.bincount(first, minlength=count), 1).astype(np.float32)
         order = np.argsort(faces.ravel(), kind="stable")
         self._corner_face = (order // 3).astype(np.int64)
         self._corner_start = np.searchsorted(faces.ravel()[order], np.arange(count))
