@@ -16,7 +16,7 @@ from data_modules.shards.format import MANIFEST_NAME
 from data_modules.synth.backgrounds import folder_digest
 from data_modules.synth.pool import Pool
 from data_modules.synth.staging import read_staged, staged_path
-from data_modules.synth.variants import choose_variant, require_packages
+from data_modules.synth.variants import check_variant, choose_variant, require_packages
 from data_modules.synth.worker import Settings, sample_key
 
 GENERATOR_VERSION = 1
@@ -65,6 +65,7 @@ def generate(
     """
     out = Path(out).expanduser()
     _check_numbers(count, image_size, seed, workers, samples_per_pixel)
+    check_variant(variant)
     folder = Path(backgrounds).expanduser() if backgrounds is not None else None
     digest = folder_digest(folder) if folder else None
     settings = Settings(

@@ -109,7 +109,7 @@ def _indoor(rng, target, view, ceiling) -> Lighting:
         place = _around(target, view, rng.normal(0, 75), rng.uniform(10, 80), rng.uniform(1.5, 3.5), ceiling)
         colour = white_light(rng) * rng.uniform(0.5, 1.5)
         lights.append(Light("panel", place, target, colour, rng.uniform(0.3, 1.4)))
-    ambient = white_light(rng, 3500, 7000) * rng.uniform(0.08, 0.25)
+    ambient = white_light(rng, 3500, 7000) * rng.uniform(0.12, 0.32)
     return Lighting("indoor", tuple(lights), ambient, rng.uniform(0.6, 1.0))
 
 
@@ -121,7 +121,7 @@ def _coloured(rng, target, view, ceiling) -> Lighting:
         kind = "panel" if rng.random() < 0.5 else "spot"
         colour = vivid_light(rng) * rng.uniform(0.5, 1.6)
         lights.append(Light(kind, place, target, colour, rng.uniform(0.2, 1.0)))
-    ambient = (0.5 + 0.5 * vivid_light(rng)) * rng.uniform(0.03, 0.15)
+    ambient = (0.5 + 0.5 * vivid_light(rng)) * rng.uniform(0.05, 0.18)
     return Lighting("coloured", tuple(lights), ambient, rng.uniform(0.5, 0.95))
 
 
@@ -131,5 +131,5 @@ def _back(rng, target, view, ceiling) -> Lighting:
     if rng.random() < 0.5:
         front = _around(target, view, rng.uniform(-60, 60), rng.uniform(0, 50), rng.uniform(2, 3), ceiling)
         lights.append(Light("panel", front, target, white_light(rng) * rng.uniform(0.1, 0.5), 1.0))
-    ambient = white_light(rng, 4000, 8000) * rng.uniform(0.08, 0.22)
+    ambient = white_light(rng, 4000, 8000) * rng.uniform(0.1, 0.28)
     return Lighting("back", tuple(lights), ambient, rng.uniform(0.45, 0.8))

@@ -18,6 +18,8 @@ from data_modules.synth.scene import Scene
 from data_modules.synth.types import Material, Mesh
 
 _MAX_DEPTH = 3
+# Light that goes from wall to wall costs half as much again and adds a fifth; the ambient light stands for it.
+_MAX_DEPTH_WITH_SURFACES = 2
 _MATT_ROUGHNESS = 0.75
 
 
@@ -133,8 +135,8 @@ def _scene_dict(mi: Any, scene: Scene, window: tuple[int, int, int, int], sample
         "type": "scene",
         "integrator": {
             "type": "path",
-            "max_depth": _MAX_DEPTH,
-            "rr_depth": 2,
+            "max_depth": _MAX_DEPTH if scene.backdrop is not None else _MAX_DEPTH_WITH_SURFACES,
+            "rr_depth": _MAX_DEPTH + 1,
             "hide_emitters": scene.backdrop is not None,
         },
         "sensor": {

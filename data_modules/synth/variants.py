@@ -26,6 +26,12 @@ def require_packages() -> None:
             )
 
 
+def check_variant(requested: str) -> None:
+    """Raise ValueError for a name that is neither a variant nor "auto"."""
+    if requested not in ("auto", *VARIANTS):
+        raise ValueError(f"variant must be auto, {', '.join(VARIANTS)}; got {requested!r}")
+
+
 def choose_variant(requested: str = "auto") -> str:
     """Return the variant to render with: the requested one, or the fastest that works on this machine.
 
@@ -35,10 +41,9 @@ def choose_variant(requested: str = "auto") -> str:
         ValueError: an unknown variant.
         RuntimeError: the requested variant does not work here.
     """
+    check_variant(requested)
     if requested == "auto":
         return next((name for name in VARIANTS[:-1] if variant_works(name)), VARIANTS[-1])
-    if requested not in VARIANTS:
-        raise ValueError(f"variant must be auto, {', '.join(VARIANTS)}; got {requested!r}")
     if requested != "scalar_rgb" and not variant_works(requested):
         hint = (
             "it needs an NVIDIA GPU and its driver"
