@@ -21,10 +21,9 @@ def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
 
 
 def cosine_loss(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Mean over valid pixels of 1 - cos(prediction, target); both (B, 3, H, W) are normalised here."""
-    cosine = (F.normalize(prediction, dim=1, eps=NORMALIZE_EPS) * F.normalize(target, dim=1, eps=NORMALIZE_EPS)).sum(
-        dim=1, keepdim=True
-    )
+    """Mean over valid pixels of 1 - cos(prediction, target); lengths of both (B, 3, H, W) do not matter."""
+    lengths = [vectors.norm(dim=1, keepdim=True).clamp(min=NORMALIZE_EPS) for vectors in (prediction, target)]
+    cosine = (prediction * target).sum(dim=1, keepdim=True) / (lengths[0] * lengths[1])
     return masked_mean((1 - cosine) * valid, valid)
 
 

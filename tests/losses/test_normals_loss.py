@@ -105,7 +105,8 @@ def test_a_bad_prediction_is_never_hidden(prediction, target, valid, value, form
     for b, _, i, j in [valid.nonzero()[0].tolist(), (~valid).nonzero()[0].tolist()]:
         broken = prediction.detach().clone()
         broken[b, 1, i, j] = value
-        assert not NormalsLoss(form)(broken, target, valid)["loss"].isfinite()
+        terms = NormalsLoss(form)(broken, target, valid)
+        assert not any(term.isfinite() for term in terms.values())
         assert not NormalsLoss(form)(broken, target, torch.zeros_like(valid))["loss"].isfinite()
     broken = target.clone()
     b, _, i, j = valid.nonzero()[0].tolist()
@@ -119,6 +120,16 @@ def test_empty_mask_gives_a_zero_that_depends_on_the_prediction(prediction, targ
     assert all(value.item() == 0 for value in losses.values())
     losses["loss"].backward()
     assert torch.equal(prediction.grad, torch.zeros_like(prediction))
+
+
+def test_one_valid_pixel(prediction, target):
+    """Sums are divided by 1, and by at least 1 where no two neighbours are valid."""
+    valid = torch.zeros(2, 1, 8, 6, dtype=torch.bool)
+    valid[1, 0, 3, 2] = True
+    losses = NormalsLoss()(prediction, target, valid)
+    difference = (prediction - target)[1, :, 3, 2]
+    assert losses["l1"].item() == pytest.approx(difference.abs().sum().item(), rel=1e-6)
+    assert losses["gradient"].item() == 0
 
 
 def test_half_precision_is_computed_in_float32(prediction, target, valid):
