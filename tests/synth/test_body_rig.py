@@ -13,7 +13,7 @@ from data_modules.synth.anny_data import FROM_ANNY, MissingExtraError
 from data_modules.synth.keypoints import keypoint_radius, person_keypoints
 from data_modules.synth.posed import PosedBody
 from data_modules.synth.poses import HANDS, POSES, mirror_pose, pose_rotations
-from data_modules.synth.regions import load_regions
+from data_modules.synth.regions import load_regions, load_skin
 from data_modules.synth.rig import load_rig
 from data_modules.synth.rotations import turn
 from s2kit.schemas.keypoint_set import load_keypoint_set
@@ -56,12 +56,12 @@ def test_matches_anny():
 
 
 def test_left_is_plus_x():
-    regions, rig = load_regions(), load_rig()
-    centre = regions.points[rig.data.faces].mean(axis=1)[:, 0]
+    regions, rig, skin = load_regions(), load_rig(), load_skin()
+    centre = skin.piece.take(regions.points[regions.vertex_of])[skin.piece.faces].mean(axis=1)[:, 0]
     sided = (classes.HAND, classes.FOOT, classes.UPPER_ARM, classes.LOWER_ARM, classes.UPPER_LEG, classes.LOWER_LEG)
     for pair in sided:
-        assert centre[regions.face_class == pair["L"]].min() > 0
-        assert centre[regions.face_class == pair["R"]].max() < 0
+        assert centre[skin.face_class == pair["L"]].min() > 0
+        assert centre[skin.face_class == pair["R"]].max() < 0
     left = load_keypoint_set(308).ids["left_wrist"]
     assert rig.data.landmarks[anny_data.LANDMARKS.index("left_wrist")] @ regions.points[:, 0] > 0.4
     assert left == 62
@@ -70,9 +70,9 @@ def test_left_is_plus_x():
 
 
 def test_lips_upper_above_lower():
-    regions, rig = load_regions(), load_rig()
-    height = regions.points[rig.data.faces].mean(axis=1)[:, 1]
-    upper, lower = (height[regions.face_class == c] for c in (classes.UPPER_LIP, classes.LOWER_LIP))
+    regions, skin = load_regions(), load_skin()
+    height = skin.piece.take(regions.points[regions.vertex_of])[skin.piece.faces].mean(axis=1)[:, 1]
+    upper, lower = (height[skin.face_class == c] for c in (classes.UPPER_LIP, classes.LOWER_LIP))
     assert len(upper) > 40
     assert len(lower) > 40
     assert upper.mean() > lower.mean() + 0.003
@@ -117,12 +117,13 @@ def test_keypoints_lie_in_the_body_at_their_depth(average):
 
 
 def test_wrist_keypoint_is_at_its_hand_s_faces(average):
-    regions, rig = load_regions(), load_rig()
+    regions, skin = load_regions(), load_skin()
     body = _posed(average, "folded_arms")
     points = person_keypoints(body)
     for side, index in (("L", 62), ("R", 41)):
-        faces = rig.data.faces[regions.face_class == classes.HAND[side]]
-        assert np.linalg.norm(body.points[faces].mean(axis=1) - points[index], axis=1).min() < 0.05
+        hand = skin.piece.faces[skin.face_class == classes.HAND[side]]
+        centres = skin.piece.take(body.points[regions.vertex_of])[hand].mean(axis=1)
+        assert np.linalg.norm(centres - points[index], axis=1).min() < 0.05
 
 
 @pytest.mark.parametrize("name", sorted(POSES))
