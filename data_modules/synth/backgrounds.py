@@ -6,7 +6,7 @@ Nothing here may come between the camera and the person: the labels know only th
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -94,20 +94,23 @@ def open_ground(rng: np.random.Generator, centre: np.ndarray) -> list[Surface]:
     return [_quad(corners + np.array([centre[0], -0.003, centre[2]]), repeats, repeats, surface_texture(rng))]
 
 
-def sample_room(rng: np.random.Generator, points: np.ndarray, camera: Camera, height: float) -> list[Surface]:
-    """A room around the person and the camera, with boxes behind the person.
+def sample_room(
+    rng: np.random.Generator, points: np.ndarray, camera: Camera, lamps: np.ndarray, height: float
+) -> list[Surface]:
+    """A room around the person, the camera and the lamps, with boxes behind the person.
 
-    Walls that the camera cannot see are left out, so that the surrounding light comes in through them.
+    Walls that the camera cannot see are left out: they would only take time.
 
     Args:
         points: (N, 3) world points of the person.
         camera: stands inside the room.
+        lamps: (L, 3) world points that lie inside, too.
         height: of the ceiling, metres.
     """
     turn = rng.uniform(0, 2 * np.pi)
     across = np.array([np.cos(turn), 0, np.sin(turn)])
     along = np.array([-np.sin(turn), 0, np.cos(turn)])
-    inside = np.concatenate([points, camera.position[None]])
+    inside = np.concatenate([points, camera.position[None], lamps.reshape(-1, 3)])
     low = np.array([(inside @ across).min(), (inside @ along).min()]) - _CLEARANCE
     high = np.array([(inside @ across).max(), (inside @ along).max()]) + _CLEARANCE
     low -= rng.uniform(0.1, 3.0, 2)
@@ -128,7 +131,8 @@ def sample_room(rng: np.random.Generator, points: np.ndarray, camera: Camera, he
     white = np.full((1, 1, 3), rng.uniform(0.5, 0.9), np.float32)
     surfaces.append(_quad([corner(x, z, height) for x, z in ring], 1, 1, white))
     surfaces = [surface for surface in surfaces if _is_visible(surface, camera)]
-    return surfaces + _clutter(rng, points, camera, height)
+    surfaces += _clutter(rng, points, camera, height)
+    return [_facing(surface, camera.position) for surface in surfaces]
 
 
 def _clutter(rng, points, camera, height) -> list[Surface]:
@@ -157,6 +161,13 @@ def _quad(corners, repeat_u: float, repeat_v: float, albedo: np.ndarray) -> Surf
     uv = np.array([[0, 0], [repeat_u, 0], [repeat_u, repeat_v], [0, repeat_v]], np.float32)
     faces = np.array([[0, 1, 2], [0, 2, 3]], np.int32)
     return Surface(np.asarray(corners, np.float32), faces, uv, albedo)
+
+
+def _facing(surface: Surface, point: np.ndarray) -> Surface:
+    """Wind the faces counter-clockwise as seen from `point`: the side that glows in ambient light."""
+    a, b, c = surface.vertices[surface.faces[0]].astype(np.float64)
+    towards = np.cross(b - a, c - a) @ (point - a) > 0
+    return surface if towards else replace(surface, faces=np.ascontiguousarray(surface.faces[:, ::-1]))
 
 
 def _is_visible(surface: Surface, camera: Camera) -> bool:

@@ -18,8 +18,10 @@ from data_modules.synth.scene import Scene
 from data_modules.synth.types import Material, Mesh
 
 _MAX_DEPTH = 3
-# Light that goes from wall to wall costs half as much again and adds a fifth; the ambient light stands for it.
+# Light that goes from wall to wall costs half as much again and adds a fifth: the ambient light stands for it.
 _MAX_DEPTH_WITH_SURFACES = 2
+# About this share of what surrounds a point in a room is not hidden by the room itself.
+_AMBIENT_SHARE_OF_ROOMS = 0.4
 _MATT_ROUGHNESS = 0.75
 
 
@@ -160,14 +162,19 @@ def _scene_dict(mi: Any, scene: Scene, window: tuple[int, int, int, int], sample
             },
             "sampler": {"type": "multijitter", "sample_count": samples},
         },
-        "environment": {"type": "envmap", "bitmap": mi.Bitmap(np.ascontiguousarray(scene.environment, np.float32))},
     }
+    glow = None
+    if scene.info.get("background") == "room":
+        glow = _AMBIENT_SHARE_OF_ROOMS * scene.lighting.ambient
+    else:
+        bitmap = mi.Bitmap(np.ascontiguousarray(scene.environment, np.float32))
+        described["environment"] = {"type": "envmap", "bitmap": bitmap}
     for i, light in enumerate(scene.lighting.lights):
         described[f"light_{i}"] = _light_dict(mi, light)
     for i, surface in enumerate(scene.surfaces):
-        described[f"surface_{i}"] = _surface_shape(mi, f"surface_{i}", surface)
+        described[f"surface_{i}"] = _surface_shape(mi, f"surface_{i}", surface, glow)
     for i, mesh in enumerate(scene.person.meshes):
-        described[f"person_{i}"] = _mesh_shape(mi, f"person_{i}", mesh)
+        described[f"person_{i}"] = _mesh_shape(mi, f"person_{i}", mesh, glow)
     return described
 
 
@@ -225,20 +232,42 @@ def _bsdf(mi: Any, material: Material) -> dict[str, Any]:
     return {"type": "twosided", "bsdf": principled}
 
 
-def _mesh_shape(mi: Any, name: str, mesh: Mesh) -> Any:
+def _mesh_shape(mi: Any, name: str, mesh: Mesh, glow: np.ndarray | None) -> Any:
     # Mitsuba's textures have v down.
     uv = mesh.uv * np.float32([1, -1]) + np.float32([0, 1])
-    return _shape(mi, name, mesh.vertices, mesh.faces, uv, mesh.normals, _bsdf(mi, mesh.material))
+    return _shape(
+        mi,
+        name,
+        mesh.vertices,
+        mesh.faces,
+        uv,
+        mesh.normals,
+        _bsdf(mi, mesh.material),
+        _glow(mi, mesh.material.albedo, glow),
+    )
 
 
-def _surface_shape(mi: Any, name: str, surface: Surface) -> Any:
+def _surface_shape(mi: Any, name: str, surface: Surface, glow: np.ndarray | None) -> Any:
     bsdf = {"type": "twosided", "bsdf": {"type": "diffuse", "reflectance": _texture(mi, surface.albedo)}}
-    return _shape(mi, name, surface.vertices, surface.faces, surface.uv, None, bsdf)
+    return _shape(mi, name, surface.vertices, surface.faces, surface.uv, None, bsdf, _glow(mi, surface.albedo, glow))
 
 
-def _shape(mi: Any, name: str, vertices, faces, uv, normals, bsdf: dict[str, Any]) -> Any:
+def _glow(mi: Any, albedo: np.ndarray, glow: np.ndarray | None) -> dict[str, Any] | None:
+    """Ambient light of a room as what a surface gives off: it is never sampled as a lamp, so it adds no grain.
+
+    Light from an environment would have to find the few openings of a room.
+    """
+    if glow is None:
+        return None
+    radiance = _texture(mi, (albedo * glow).astype(np.float32))
+    return {"type": "area", "radiance": radiance, "sampling_weight": 0.0}
+
+
+def _shape(mi: Any, name: str, vertices, faces, uv, normals, bsdf: dict[str, Any], emitter) -> Any:
     properties = mi.Properties()
     properties["bsdf"] = mi.load_dict(bsdf)
+    if emitter is not None:
+        properties["emitter"] = mi.load_dict(emitter)
     mesh = mi.Mesh(
         name,
         len(vertices),

@@ -74,7 +74,8 @@ def sample_scene(
     backdrop = None
     environment = ambient_sky(rng, lighting.ambient)
     if background == "room":
-        surfaces = sample_room(rng, points, camera, ceiling)
+        lamps = np.array([light.position for light in lighting.lights])
+        surfaces = sample_room(rng, points, camera, lamps, ceiling)
     elif background == "outdoor":
         surfaces = open_ground(rng, target)
         environment = sky(rng, lighting.ambient)

@@ -101,10 +101,8 @@ def test_every_background_and_light_keeps_the_person_in_front(figure) -> None:
         dark = tuple(replace(surface, albedo=np.zeros((1, 1, 3), np.float32)) for surface in scene.surfaces)
         white = Material(np.full((1, 1, 3), 0.8, np.float32), 1.0, 0.0)
         person = replace(figure, meshes=tuple(replace(mesh, material=white) for mesh in figure.meshes))
-        lighting = replace(scene.lighting, lights=())
-        lit = replace(
-            scene, person=person, surfaces=dark, lighting=lighting, environment=np.ones((4, 8, 3), np.float32)
-        )
+        lighting, white_sky = replace(scene.lighting, lights=()), np.ones((4, 8, 3), np.float32)
+        lit = replace(scene, person=person, surfaces=dark, lighting=lighting, info={}, environment=white_sky)
         rgb = trace(lit, 16, seed=0).rgb.mean(axis=2)
         inside = alone.fields["alpha"] == 255
         if inside.sum() > 30:
