@@ -11,6 +11,7 @@ import numpy as np
 
 from data_modules.synth.accessories import hat_brim, hat_garment, sample_glasses, sample_hat, teeth
 from data_modules.synth.anny_data import check_installed
+from data_modules.synth.contact import keep_arms_out
 from data_modules.synth.dressing import Dresser, moved
 from data_modules.synth.garments import sample_outfit
 from data_modules.synth.hair import hanging_hair, sample_hair
@@ -71,7 +72,8 @@ def sample_person(rng: np.random.Generator) -> Person:
     phenotype, race, age = sample_phenotype(rng)
     pose = sample_pose(rig, rng)
     shape = rig.shape(phenotype, race, age, pose.face)
-    body = PosedBody(shape, pose.rotations)
+    rotations, sunk = keep_arms_out(rig, shape, pose.rotations)
+    body = PosedBody(shape, rotations)
     meshes, described = _dress(rng, body, phenotype["gender"])
     root = body.joints[0]
     shift = np.array([root[0], min(mesh.vertices[:, 1].min() for mesh in meshes), root[2]], np.float32)
@@ -82,7 +84,7 @@ def sample_person(rng: np.random.Generator) -> Person:
         "height": round(shape.height, 4),
         "phenotype": {name: round(value, 4) for name, value in phenotype.items()},
         "race": {name: round(value, 4) for name, value in race.items()},
-        "pose": pose.info,
+        "pose": pose.info | {"arm_in_body": round(sunk, 4)},
     } | described
     return Person(meshes, person_keypoints(body) - shift, keypoint_radius().copy(), info)
 

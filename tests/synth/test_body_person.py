@@ -1,6 +1,7 @@
 """Whole people: valid, adult, dressed, on the ground, the same for the same seed."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ pytest.importorskip("anny", reason="needs the synth extra")
 
 from data_modules.synth import classes
 from data_modules.synth.body import prepare, sample_person, sample_phenotype
+from data_modules.synth.contact import keep_arms_out
 from data_modules.synth.garments import sample_outfit
+from data_modules.synth.poses import POSES, Arm, pose_rotations
 from data_modules.synth.regions import load_regions
 from data_modules.synth.rig import load_rig, phenotype_words
 
@@ -145,3 +148,22 @@ def test_both_sides_of_a_pair_are_worn(people):
         names = {mesh.name for mesh in person.meshes}
         assert ("left_shoe" in names) == ("right_shoe" in names)
         assert ("left_sock" in names) == ("right_sock" in names)
+
+
+def test_arms_are_kept_out_of_the_body():
+    """A hand drawn into the belly comes out; poses without contact stay untouched."""
+    rig = load_rig()
+    even = {"african": 1.0, "asian": 1.0, "caucasian": 1.0}
+    wide = rig.shape({"weight": 0.95, "muscle": 0.4}, even, 50.0)
+    across = Arm((0.1, -1.0, 0.0), (-1.0, 0.1, 0.3))
+    pose = replace(POSES["standing"], arms=(across, across))
+    drawn = pose_rotations(rig, pose, ("closed", "closed"), np.random.default_rng(0))
+    assert keep_arms_out(rig, wide, drawn, tries=1)[1] > 0.03
+    kept, _ = keep_arms_out(rig, wide, drawn, tries=12)
+    assert keep_arms_out(rig, wide, kept, tries=1)[1] < 0.005
+    changed = np.flatnonzero(np.abs(kept - drawn).max(axis=(1, 2)) > 0)
+    assert {rig.bone_names[bone] for bone in changed} == {"upperarm01.L", "upperarm01.R"}
+    free = pose_rotations(rig, POSES["arms_sideways"], ("open", "open"), np.random.default_rng(0))
+    kept, depth = keep_arms_out(rig, wide, free)
+    assert np.array_equal(kept, free)
+    assert depth == 0
