@@ -21,6 +21,7 @@ from data_modules.synth.posed import PosedBody
 from data_modules.synth.poses import sample_pose
 from data_modules.synth.regions import load_regions, load_zone
 from data_modules.synth.rig import load_rig
+from data_modules.synth.shoes import build_shoe
 from data_modules.synth.skin import IRIS_COLORS, paint_body, paint_eye, paint_head, skin_meshes
 from data_modules.synth.skirts import build_skirt
 from data_modules.synth.types import Material, Mesh, Person
@@ -105,7 +106,11 @@ def _dress(rng: np.random.Generator, body: PosedBody, gender: float) -> tuple[li
             cloth[kind], patterns[kind] = sample_cloth(rng)
         return cloth[kind]
 
-    meshes = [dresser.add(garment, material(garment.kind)) for garment in outfit.garments]
+    meshes = []
+    for shoe in outfit.shoes:
+        dresser.hide_foot(shoe.side, shoe.top)
+        meshes.append(build_shoe(body, shoe.side, shoe.top, shoe.depth, shoe.sole, shoe.point, material("shoe")))
+    meshes += [dresser.add(garment, material(garment.kind)) for garment in outfit.garments]
     meshes += [
         build_skirt(s.name, body, rng, s.waist, s.hem, s.flare, s.face_class, material(s.kind)) for s in outfit.skirts
     ]

