@@ -32,7 +32,7 @@ def generate(
     image_size: tuple[int, int] = (256, 192),
     seed: int = 0,
     workers: int | None = None,
-    samples_per_pixel: int = 16,
+    samples_per_pixel: int = 12,
     backgrounds: str | Path | None = None,
     progress: bool = True,
     variant: str = "auto",

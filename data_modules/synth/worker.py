@@ -17,6 +17,9 @@ from typing import Any
 
 import numpy as np
 
+# Up to this size a pixel is about as large as the body's triangles, and finer ones would only take time.
+_PIXELS_FINER_THAN_FACETS = 160 * 120
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -66,7 +69,9 @@ def make_sample(settings: Settings, index: int, images: list[Path] | None = None
 
     # One stream a part, so that a change in how people are drawn leaves the cameras as they were.
     people, scenes, films = (np.random.default_rng([settings.seed, index, part]) for part in range(3))
-    person = subdivide_person(sample_person(people))
+    person = sample_person(people)
+    if settings.image_size[0] * settings.image_size[1] > _PIXELS_FINER_THAN_FACETS:
+        person = subdivide_person(person)
     scene = sample_scene(scenes, person, settings.image_size, images)
     labels = make_labels(person, scene.camera)
     radiance = trace(scene, settings.samples_per_pixel, seed=int(films.integers(2**31)))

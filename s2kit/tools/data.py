@@ -69,9 +69,9 @@ def _add_synth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples-per-pixel",
         type=int,
-        default=16,
+        default=12,
         metavar="N",
-        help="paths traced per pixel; more is less grainy and slower (default: 16)",
+        help="paths traced per pixel; more is less grainy and slower (default: 12)",
     )
     parser.add_argument(
         "--backgrounds",
