@@ -172,7 +172,8 @@ def _begin(settings: Settings, staging: Path, out: Path) -> Settings:
         _check_same(settings, found, out)
         variant = choose_variant(found["variant"])
     else:
-        variant = choose_variant(settings.variant)
+        height, width = settings.image_size
+        variant = choose_variant(settings.variant, height * width * settings.samples_per_pixel)
     settings = Settings(**{**vars(settings), "variant": variant})
     temporary = noted.with_suffix(".tmp")
     temporary.write_text(json.dumps(settings.to_json(), indent=1), "utf-8")
