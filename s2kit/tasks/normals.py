@@ -1,7 +1,7 @@
 """Surface normals."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ class NormalsTask(Task):
 
     Args:
         loss: The loss's form: ``release`` (its weights were trained so) or ``paper``.
+        loss_weights: Weights of some of its terms in place of the form's, such as ``{gradient: 1.0}``.
         **kwargs: See ``Task``.
     """
 
@@ -34,14 +35,19 @@ class NormalsTask(Task):
     #: The frame of the vectors, written to model.json.
     frame: ClassVar[str] = "x right, y up, z to the camera"
 
-    def __init__(self, loss: str = "release", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        loss: Literal["release", "paper"] = "release",
+        loss_weights: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
 
     def build_head(self, dim: int) -> nn.Module:
         return create_head("normals", self.hparams.arch, dim, **(self.hparams.head or {}))
 
     def configure_losses(self) -> None:
-        self.loss = NormalsLoss(self.hparams.loss)
+        self.loss = NormalsLoss(self.hparams.loss, self.hparams.loss_weights)
 
     def configure_metrics(self) -> None:
         self.val_metrics = NormalsMetric()
