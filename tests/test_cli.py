@@ -241,6 +241,15 @@ def test_a_failure_is_one_line(options, words, config, tiny_normals, capsys, tmp
     assert all(word in message for word in words), message
 
 
+@pytest.mark.parametrize("package", ["mitsuba", "anny"])
+def test_a_missing_extra_is_named_before_anything_is_rendered(package, config, capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    args = ["fit", *config, f"--data.synth.cache={tmp_path / 'cache'}", f"--run.folder={tmp_path}"]
+    message = error_of(capsys, args, code=1)
+    assert f"'{package}'" in message
+    assert 'pip install "s2kit[synth]"' in message
+
+
 def test_weights_of_another_task_are_refused(run, config, tiny_normals, capsys, tmp_path):
     state = load_file(run / "weights.safetensors")
     pose = {name.replace("conv_normal", "conv_pose"): value for name, value in state.items()}
