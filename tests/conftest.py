@@ -41,6 +41,7 @@ def tiny_normals(synth_cache: Path) -> list[str]:
         "data.num_workers": 0,
         "trainer.max_steps": 2,
         "trainer.val_check_interval": 1,
+        "trainer.log_every_n_steps": 1,
         "trainer.accelerator": "cpu",
         "trainer.enable_progress_bar": "false",
     }

@@ -182,7 +182,7 @@ def test_predict_writes_every_picture_and_reports_the_broken_one(
     [
         (["--model.lr", "fast"], ["--model.lr", "expected float", "'fast'"]),
         (["--model.schedule", "zigzag"], ["--model.schedule", "'linear', 'cosine', 'constant'", "zigzag"]),
-        (["--model.wieght_decay", "1"], ["--model.wieght_decay", "no such option", "did you mean weight_decay?"]),
+        (["--model.wieght_decay", "1"], ["--model.wieght_decay", "no such option", "did you mean", "weight_decay"]),
         (["--trainer.max_stepz", "1"], ["--trainer.max_stepz", "max_steps"]),
         (["--data.synth.trian", "1"], ["--data.synth.trian", "train"]),
         (["--model.class_path", "s2kit.tasks.Poses"], ["s2kit.tasks.Poses"]),
