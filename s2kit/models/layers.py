@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s2kit.models.recompute import recompute
 from s2kit.models.rope import RotaryTables, rotate
 
 NORM_EPS = 1e-6
@@ -32,13 +33,16 @@ class DropPath(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
+        self.active = rate > 0.0
+        # A tensor, so that one compiled block serves all blocks, whose rates differ; on the CPU, which goes along with
+        # any device as a scalar does.
+        self._keep = torch.tensor(1.0 - rate, device="cpu")
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.rate == 0.0 or not self.training:
+        if not (self.active and self.training):
             return x
-        keep = 1.0 - self.rate
-        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
-        return x * mask.div_(keep)
+        kept = torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), device=x.device) < self._keep
+        return x * (kept / self._keep).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:g}"
@@ -125,7 +129,11 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer layer: attention, then SwiGLU, each with a residual."""
+    """Pre-norm transformer layer: attention, then SwiGLU, each with a residual.
+
+    Attributes:
+        checkpointing: "none", or what `recompute` does in the backward pass of training: "full" or "selective".
+    """
 
     def __init__(
         self,
@@ -143,9 +151,16 @@ class Block(nn.Module):
         self.ln2 = nn.RMSNorm(dim, eps=NORM_EPS)
         self.ffn = SwiGLU(dim, mlp_dim)
         self.drop_path = DropPath(drop_path)
+        self.checkpointing = "none"
 
     def forward(self, x: Tensor, rope: RotaryTables | None = None) -> Tensor:
         """x (B, N, D) -> (B, N, D)."""
+        # Inside the block, so that a compiler and a sharding strategy, which wrap the block, lie around it.
+        if self.checkpointing == "none" or not (self.training and torch.is_grad_enabled()):
+            return self._layers(x, rope)
+        return recompute(self._layers, self.checkpointing, x, rope)
+
+    def _layers(self, x: Tensor, rope: RotaryTables | None) -> Tensor:
         x = x + self.drop_path(self.attn(self.ln1(x), rope))
         return x + self.drop_path(self.ffn(self.ln2(x)))
 
