@@ -36,7 +36,7 @@ def layer_multiplier(name: str, depth: int, decay: float) -> float:
         depth: Number of blocks of the backbone.
         decay: The factor from one layer to the next, in (0, 1].
     """
-    if match := re.match(r"backbone\.(?:model\.)?blocks\.(\d+)\.", name):
+    if match := re.match(r"backbone\.(?:model\.)?(?:blocks|layers)\.(\d+)\.", name):
         return decay ** (depth - int(match[1]))
     if re.match(rf"backbone\.(?:model\.)?({EMBEDDINGS})", name):
         return decay ** (depth + 1)

@@ -16,6 +16,7 @@ from s2kit.models.window_tokenizer import WindowTokenizer
 
 if TYPE_CHECKING:
     from s2kit.models.backbones import TimmBackbone
+    from s2kit.models.sapiens1 import Sapiens1
 
 __all__ = [
     "SAPIENS2",
@@ -30,6 +31,8 @@ __all__ = [
 
 #: What the names of timm's models begin with.
 TIMM_PREFIX = "timm/"
+#: And of the first generation's, such as "sapiens_1b".
+FIRST_GENERATION_PREFIX = "sapiens_"
 #: Compiled variants of a block that torch keeps before it gives up compiling.
 RECOMPILE_LIMIT = 64
 
@@ -279,15 +282,18 @@ class Sapiens2(nn.Module):
         return VisibleOutput(tokens[:, 0], tokens[:, self.num_prefix :])
 
 
-def create_backbone(name: str, image_size: tuple[int, int] | None = None, **overrides) -> Sapiens2 | TimmBackbone:
+def create_backbone(
+    name: str, image_size: tuple[int, int] | None = None, **overrides
+) -> Sapiens2 | TimmBackbone | Sapiens1:
     """Makes a backbone with random weights.
 
     Args:
-        name: a size of `list_backbones()`, such as "sapiens2_1b"; or "timm/" and the name of a vision transformer of
-            timm, for baselines (`TimmBackbone`, which has the same outputs).
+        name: a size of `list_backbones()`, such as "sapiens2_1b"; for baselines with the same outputs, "timm/" and the
+            name of a vision transformer of timm (`TimmBackbone`), or a first-generation size, such as "sapiens_1b"
+            (`Sapiens1`).
         image_size: (height, width) the model is meant for; None is the size's own, (1024, 768) for most. It must
             be a multiple of the patch size.
-        overrides: any other field of `Sapiens2Config`; for timm, of `create_timm_backbone`.
+        overrides: any other field of `Sapiens2Config`; for timm, of `create_timm_backbone`; of `Sapiens1Config`.
 
     Raises:
         ValueError: an unknown name or field (the message lists the right ones), or a value that cannot be.
@@ -296,4 +302,8 @@ def create_backbone(name: str, image_size: tuple[int, int] | None = None, **over
         from s2kit.models.backbones import create_timm_backbone
 
         return create_timm_backbone(name, image_size, **overrides)
+    if name.startswith(FIRST_GENERATION_PREFIX):
+        from s2kit.models.sapiens1 import create_sapiens1
+
+        return create_sapiens1(name, image_size, **overrides)
     return Sapiens2(backbone_config(name, image_size, **overrides))

@@ -190,8 +190,11 @@ def _target(module: nn.Module, checkpoint: Checkpoint) -> tuple[nn.Module, dict[
     if not checkpoint.is_backbone:
         return module, state
     if under:
-        bare = {name.removeprefix("backbone."): v for name, v in state.items() if name.startswith("backbone.")}
-        return module.backbone, bare
+        state = {name.removeprefix("backbone."): v for name, v in state.items() if name.startswith("backbone.")}
+    own = module.backbone.state_dict()
+    if not any(name in own for name in state) and all(name.startswith("model.") for name in own):
+        # A file of timm's, for one of its models: as a backbone it has its entries behind "model.".
+        state = {f"model.{name}": value for name, value in state.items()}
     return module.backbone, state
 
 
