@@ -28,18 +28,15 @@ _ATTENTION = _operators(
 )
 
 
-def _narrows(operator: Any, arguments: tuple[Any, ...]) -> bool:
-    """Whether a matrix product makes less than half as many channels as it reads."""
-    left, right = arguments[-2:]
-    return operator not in _ATTENTION and left.shape[-1] > 2 * right.shape[-1]
-
-
 def _policy(context: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
-    # Keep what is dear to compute. The narrow end of the feed-forward layer is left out: it is a block's last product,
-    # so the backward pass never reads its output, and never computes it again either.
-    dear = operator in _PRODUCTS or operator in _ATTENTION
-    if dear and not _narrows(operator, arguments):
+    if operator in _ATTENTION:
         return CheckpointPolicy.MUST_SAVE
+    if operator in _PRODUCTS:
+        left, right = arguments[-2:]
+        # The narrow end of the feed-forward layer is a block's last product: the backward pass never reads what it
+        # gives, and so never computes it again either.
+        narrows = left.shape[-1] > 2 * right.shape[-1]
+        return CheckpointPolicy.PREFER_RECOMPUTE if narrows else CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 
