@@ -6,7 +6,7 @@ arithmetic.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from torch import nn
 
@@ -117,5 +117,7 @@ def task_flops(backbone: nn.Module, head: nn.Module, image_size: tuple[int, int]
         first, features = backbone_flops(config, image_size), (1, config.embed_dim, height, width)
     else:
         first = module_flops(backbone, (1, 3, *image_size))
+        if getattr(config, "checkpointing", "none") != "none":
+            first = replace(first, recomputed=first.forward)
         features = trace_module(backbone, (1, 3, *image_size)).output_shape
     return first, module_flops(head, features)

@@ -18,9 +18,11 @@ def count_parameters(backbone: nn.Module, head: nn.Module) -> Parameters:
     parts = [backbone, head]
     every = [p for part in parts for p in part.parameters()]
     config = getattr(backbone, "config", None)
+    # A transformer of timm is wrapped, as `model`.
+    blocks = getattr(backbone, "blocks", None) or getattr(getattr(backbone, "model", None), "blocks", [])
     again: set[int] = set()
     if getattr(config, "checkpointing", "none") != "none":
-        again = {id(p) for p in backbone.blocks.parameters()}
+        again = {id(p) for block in blocks for p in block.parameters()}
     if getattr(backbone, "tokenizer", None) is not None:
         again |= {id(p) for p in backbone.tokenizer.parameters()}
     products = [
@@ -29,7 +31,7 @@ def count_parameters(backbone: nn.Module, head: nn.Module) -> Parameters:
         for module in part.modules()
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
     ]
-    units = [*getattr(backbone, "blocks", [backbone]), head]
+    units = [*(blocks or [backbone]), head]
     return Parameters(
         total=sum(p.numel() for p in every),
         trained=sum(p.numel() for p in every if p.requires_grad),

@@ -150,7 +150,7 @@ def trace_module(module: nn.Module, shape: tuple[int, ...], how: Numerics | None
     x = torch.empty(shape, device="meta")
     walker.give(x, how.stream)
     try:
-        with walker:
+        with walker, torch.compiler.set_stance("force_eager"):
             output = torch.func.functional_call(module, state, (x,))
     finally:
         for hook in hooks:

@@ -76,8 +76,15 @@ def main(args: list[str]) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"s2kit: error: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m s2kit plan",
         usage="python -m s2kit plan --config FILE [--config FILE ...] [options] [any option of fit]",
         description=_DESCRIPTION,
@@ -300,7 +307,7 @@ def print_plan(plan: Plan, about: dict[str, Any], steps: int | None, accumulate:
     images = accumulate * batch * devices
     again = "" if plan.mfu == plan.utilisation else f" (MFU {plan.mfu:.1%}, as checkpointing computes again)"
     line = (
-        f"At {plan.utilisation:.0%} of {plan.peak / 1e12:g} TFLOP/s{again}, a step of {images} image"
+        f"At {plan.utilisation:.0%} of {plan.peak / 1e12:g} TFLOP/s{again}, a step of {images:,} image"
         f"{'s' * (images > 1)}, {batch} at a time on a device, takes {_duration(seconds)}: {images / seconds:.1f} "
         "images/s"
     )
