@@ -101,6 +101,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: RotaryTables | None = None) -> Tensor:
         """x (B, N, D) and the rotary tables of its N tokens, or None for no rotation. Returns (B, N, D)."""
         batch, length, dim = x.shape
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            # Once: each of the three layers would cast it anew and keep its copy for the backward pass.
+            x = x.to(torch.get_autocast_dtype(device))
         q = self.wq(x).view(batch, length, self.num_heads, self.head_dim)
         k = self.wk(x).view(batch, length, self.num_kv_heads, self.head_dim)
         v = self.wv(x).view(batch, length, self.num_kv_heads, self.head_dim)

@@ -85,11 +85,9 @@ class TimmSapiens2(Sapiens2):
         ]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns of parameter groups, from the embeddings to the head, for layer-wise learning rates."""
-        return {
-            "stem": r"^cls_token|^storage_tokens|^patch_embed|^tokenizer",
-            "blocks": r"^blocks\.(\d+)" if coarse else [(r"^blocks\.(\d+)", None), (r"^ln1|^head", (99999,))],
-        }
+        """Patterns of parameter groups for layer-wise learning rates: the embeddings, each block, and, unnamed, what
+        comes after the last block and gets the full rate (spec 5.1)."""
+        return {"stem": r"^cls_token|^storage_tokens|^patch_embed|^tokenizer", "blocks": r"^blocks\.(\d+)"}
 
     def no_weight_decay(self) -> set[str]:
         """Parameters of more than one dimension that the release does not decay."""
