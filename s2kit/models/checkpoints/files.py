@@ -74,9 +74,12 @@ def read_file(path: Path) -> tuple[Any, dict[str, str]]:
     check_sum(path)
     if start.startswith(_ZIP):
         return _read_zip(path), {}
+    # Before pickles: the length of a header may begin with the byte that they begin with.
+    if start[8:9] == b"{":
+        return _read_safetensors(path)
     if start.startswith(_PICKLE):
         return _load_pickle(path), {}
-    if start[8:9] == b"{" or path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
         return _read_safetensors(path)
     raise WeightsError(
         f"{path}: not a readable file of weights: neither safetensors nor a PyTorch file (it starts with {start[:8]!r})"
@@ -206,6 +209,9 @@ def _read_zip(path: Path) -> Any:
 
 def _load_pickle(path: Path, mmap: bool = False) -> Any:
     try:
+        if path.suffix == ".safetensors":  # torch.load would go by the name
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise WeightsError(_refusal(path, str(error))) from error
@@ -219,7 +225,8 @@ def _refusal(path: Path, message: str) -> str:
         r"Unsupported (?:class|global)[: ]+([\w.]+)", message
     )
     if not wanted:
-        return f"{path}: not a readable file of weights: a damaged pickle ({first_line(message)})"
+        detail = message.partition("WeightsUnpickler error:")[2] or message
+        return f"{path}: not a readable file of weights: a damaged pickle ({first_line(detail)})"
     return (
         f"{path}: refused: it is a pickle that needs {wanted[0]}, and a pickle that builds objects can run any code; "
         "only tensors and plain values are read (weights_only=True). Ask for safetensors, or let whoever trusts the "

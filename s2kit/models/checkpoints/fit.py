@@ -18,7 +18,7 @@ from s2kit.models.checkpoints.reader import Checkpoint, check_finite, read_check
 from s2kit.models.sapiens1 import Sapiens1, fit_positions
 
 #: Rows of one kind in a table.
-MAX_ROWS = 30
+MAX_ROWS = 60
 
 
 @dataclass

@@ -82,8 +82,8 @@ def _fetch(address: str, repo: str, revision: str | None, file: str | None, choo
     names = [sibling.rfilename for sibling in info.siblings or ()]
 
     def fetch(name: str) -> Path:
-        # The commit, not the branch, so that all files are of one version.
-        return Path(hf_hub_download(repo, name, revision=info.sha or revision))
+        # By the branch's name, so that the cache knows which commit it was when the hub cannot be reached.
+        return Path(hf_hub_download(repo, name, revision=revision))
 
     if file is not None and file not in names:
         close = ", ".join(name for name in names if name.endswith((".safetensors", ".pth", ".pt", ".bin", ".ckpt")))
@@ -104,13 +104,15 @@ def _fetch(address: str, repo: str, revision: str | None, file: str | None, choo
 
 def _cached(address: str, repo: str, revision: str | None, file: str | None, choose: Callable) -> Path | None:
     """Return the path in the local cache, or None if the weights are not there."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants
 
     from s2kit.models.checkpoints.locate import read_json
 
-    try:
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    except Exception:  # whatever is missing: there is no copy
+    # The layout of the cache is documented: a branch's commit in refs/, a commit's files in snapshots/.
+    here = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    branch = here / "refs" / (revision or "main")
+    folder = here / "snapshots" / (branch.read_text().strip() if branch.is_file() else revision or "main")
+    if not folder.is_dir():
         return None
     if file is not None:
         return folder / file if (folder / file).is_file() else None

@@ -196,7 +196,7 @@ def _official_entries(state: Mapping[str, Tensor], config: Mapping[str, Any]) ->
     lost = [n for n in state if ".mlp.up_proj." in n and n.replace("up_proj", "gate_proj") not in state]
     if lost:
         raise WeightsError(f"{lost[0]} has no other half: {lost[0].replace('up_proj', 'gate_proj')} is missing")
-    return _official_order(entries)
+    return official_order(entries)
 
 
 def _backbone_to_official(name: str) -> str:
@@ -254,30 +254,32 @@ def _task_of_port(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> str
     return "segmentation" if len(doublings) > 2 else "pose"
 
 
-def _official_order(entries: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sort as the official files are: tokens, patch embedding, blocks, final norm, head."""
-    order = ("cls_token", "storage_tokens", "patch_embed", "rope_embed", "tokenizer", "blocks", "ln1")
-    parts = ("ln1", *(f"attn.{part}" for part in ("wq", "wk", "wv", "q_norm", "k_norm", "proj", "gamma")), "ln2")
-    parts = (*parts, "ffn.w12", "ffn.w3")
+_ORDER = ("cls_token", "storage_tokens", "patch_embed", "rope_embed", "tokenizer", "blocks", "ln1")
+_ATTENTION = ("wq", "wk", "wv", "q_norm", "k_norm", "proj", "gamma")
+_PARTS = ("ln1", *(f"attn.{part}" for part in _ATTENTION), "ln2", "ffn.w12", "ffn.w3")
 
-    def key(item: tuple[int, str]) -> tuple:
-        number, name = item
-        if name.startswith("decode_head."):
-            return (2, 0, 0, 0, number)
+
+def official_order(entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sort as the official models list themselves: tokens, patch embedding, blocks, final norm; then the rest.
+
+    Containers keep no order, or one of their own: safetensors sorts by name.
+    """
+
+    def key(name: str) -> tuple[int, ...]:
         bare = name.removeprefix("backbone.")
         first = bare.split(".")[0]
-        block = re.match(r"blocks\.(\d+)\.", bare)
-        part = bare[block.end() :].rpartition(".")[0] if block else ""
-        return (
-            int(first not in order),
-            order.index(first) if first in order else 0,
-            int(block[1]) if block else 0,
-            parts.index(part) if part in parts else len(parts),
-            not name.endswith(".weight"),
-        )
+        if name.startswith("decode_head.") or first not in _ORDER:
+            return (len(_ORDER),)
+        block = re.match(r"(?:tokenizer\.)?blocks\.(\d+)\.", bare)
+        if block is None:
+            tokens = ("tokenizer.local_pos_embed", "tokenizer.w_cls")
+            number = tokens.index(bare) if bare in tokens else int(not name.endswith("weight"))
+            return (_ORDER.index(first), -1, number)
+        part = bare[block.end() :].rpartition(".")[0]
+        place = _PARTS.index(part) if part in _PARTS else len(_PARTS)
+        return (_ORDER.index(first), int(block[1]), place, int(not name.endswith(".weight")))
 
-    names = [name for _, name in sorted(enumerate(entries), key=key)]
-    return {name: entries[name] for name in names}
+    return {name: entries[name] for name in sorted(entries, key=key)}
 
 
 # ---------------------------------------------------------------------------------------------------- config.json

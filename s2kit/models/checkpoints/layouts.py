@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from s2kit.models.checkpoints.errors import WeightsError
-from s2kit.models.checkpoints.huggingface import from_huggingface, with_periods
+from s2kit.models.checkpoints.huggingface import from_huggingface, official_order, with_periods
 
 #: Keys under which checkpoints keep a state dict, the one to take first.
 WRAPPERS = ("state_dict", "model", "teacher", "module", "student", "model_state_dict")
@@ -81,6 +81,7 @@ def interpret(content: Any, source: str, config: Mapping[str, Any] | None = None
         elif layout == "official":
             without_periods = not any(name.endswith("rope_embed.periods") for name in kept)
             found.state = from_huggingface(kept, config) if config else with_periods(kept)
+            found.state = official_order(found.state)
             found.layout = "huggingface" if config and without_periods else "official"
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from error
