@@ -93,16 +93,15 @@ def block_bytes(block: BlockShape, how: Numerics, checkpointing: str = "none") -
             products += per_token  # the last product is kept, too, unless it narrows to less than half
         return how.stream * tokens * dim + products + attention_bytes(block, how, inputs=False)
     total = 2 * how.norm(tokens * dim, tokens, how.stream)
-    # Autocast casts a norm's float32 output anew for each of the three projections.
-    total += per_token * (3 if how.autocast else 1) + per_token
+    total += 2 * per_token  # what the three projections take, and what the feed-forward layer takes
     if block.qk_norm:
         total += how.norm(tokens * dim, tokens * block.num_heads, how.compute)
         total += how.norm(tokens * block.kv_dim, tokens * block.kv_heads, how.compute)
     total += attention_bytes(block, how)
     if block.layer_scale:
         total += per_token
-    # The gate and the value (2 F), the gate's SiLU and the product of both.
-    return total + how.compute * tokens * 4 * block.mlp_dim
+    # The gate and the value (2 F), and their product, which the last layer takes.
+    return total + how.compute * tokens * 3 * block.mlp_dim
 
 
 def block_workspace(block: BlockShape, how: Numerics) -> float:

@@ -28,11 +28,13 @@ class Strategy:
         kind: "single", "ddp", "fsdp2" (ModelParallelStrategy, sharded over all devices) or "deepspeed".
         devices: in all.
         stage: of DeepSpeed's ZeRO: 1 shards the optimiser, 2 gradients as well, 3 weights as well.
+        bucket_views: whether DDP's gradients are views of its buckets (`gradient_as_bucket_view`), not copies.
     """
 
     kind: str = "single"
     devices: int = 1
     stage: int = 0
+    bucket_views: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -125,7 +127,7 @@ def _state(count: Parameters, strategy: Strategy, how: Numerics) -> tuple[float,
         gathered = (2 * how.compute + width) * count.largest_unit
         return weights, 0.0, gradients, optimiser, gathered
     copies = how.compute * count.cast if how.autocast else 0
-    buckets = width * count.trained if strategy.kind == "ddp" else 0
+    buckets = width * count.trained if strategy.kind == "ddp" and not strategy.bucket_views else 0
     return weights, copies, gradients, optimiser, buckets
 
 
@@ -148,7 +150,7 @@ def largest_batch(fits: Callable[[int], bool], limit: int = 65536) -> int:
     """The largest batch that fits, up to `limit`; 0 if not even one image does. `fits` must be monotonous."""
     low, high = 0, 1
     while high <= limit and fits(high):
-        low, high = high, 2 * high
+        low, high = high, min(2 * high, limit + 1)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)

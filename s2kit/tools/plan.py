@@ -205,7 +205,7 @@ def strategy_of(trainer: Any, devices: int | None) -> Strategy:
     if "fsdp" in word or "modelparallel" in word:
         return Strategy("fsdp2", devices)
     if "ddp" in word:
-        return Strategy("ddp", devices)
+        return Strategy("ddp", devices, bucket_views=bool(options.get("gradient_as_bucket_view")))
     if "singledevice" in word:
         return Strategy("single", devices)
     raise UserError(
