@@ -198,7 +198,10 @@ def _patch_size(model: nn.Module, name: str) -> int:
 
 def _build(timm: Any, name: str, options: dict[str, Any], image_size: tuple[int, int]) -> tuple[nn.Module, bool]:
     """The model with the token grid of `image_size`, and whether it resamples its positions for other sizes."""
-    with torch.device("meta"):
+    try:
+        with torch.device("meta"):
+            patch = _patch_size(timm.create_model(name, num_classes=0), name)
+    except RuntimeError:  # older releases of timm read numbers from tensors as they build
         patch = _patch_size(timm.create_model(name, num_classes=0), name)
     size = tuple(side // STRIDE * patch for side in image_size)
     reason = ""

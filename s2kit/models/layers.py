@@ -5,11 +5,21 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 
 from s2kit.models.recompute import recompute
 from s2kit.models.rope import RotaryTables, rotate
 
 NORM_EPS = 1e-6
+
+
+def _cpu_groups() -> bool:
+    """Whether this torch has a fused kernel for grouped queries on the CPU."""
+    q, kv = (torch.zeros(1, heads, 1, 8, device="cpu") for heads in (2, 1))
+    return torch._fused_sdp_choice(q, kv, kv, enable_gqa=True) != SDPBackend.MATH.value
+
+
+CPU_GROUPS = _cpu_groups()
 
 
 class LayerScale(nn.Module):
@@ -65,8 +75,9 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     if q.shape[1] == k.shape[1]:
         return F.scaled_dot_product_attention(q, k, v)
-    # CUDA's fused grouped kernels are for half precision; in float32 it would write out the N x N matrix.
-    if q.device.type == "cpu" or q.dtype in (torch.float16, torch.bfloat16):
+    # CUDA's fused grouped kernels are for half precision, the CPU's came after torch 2.7; without one, torch repeats the
+    # keys and writes out the N x N matrix.
+    if CPU_GROUPS if q.device.type == "cpu" else q.dtype in (torch.float16, torch.bfloat16):
         return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
     return _folded_attention(q, k, v)
 

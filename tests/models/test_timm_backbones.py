@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from s2kit.models import create_backbone, create_head
 from s2kit.models.heads import HEADS
 from s2kit.optim import layer_multiplier, parameter_groups
-from s2kit.tasks import NormalsTask
 
 TINY = {"embed_dim": 32, "depth": 3, "num_heads": 2}
 # Name, its own patch, tokens beside class and patches, whether it has a class token.
@@ -173,6 +172,8 @@ def test_every_task_has_a_head_for_it(task, channels):
 
 def test_a_task_is_rebuilt_from_its_checkpoint_without_the_file_it_started_from(tmp_path):
     from lightning import Trainer
+
+    from s2kit.tasks import NormalsTask
 
     torch.manual_seed(0)
     path = tmp_path / "weights.safetensors"
