@@ -75,8 +75,8 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     if q.shape[1] == k.shape[1]:
         return F.scaled_dot_product_attention(q, k, v)
-    # CUDA's fused grouped kernels are for half precision, the CPU's came after torch 2.7; without one, torch repeats the
-    # keys and writes out the N x N matrix.
+    # CUDA's fused grouped kernels are for half precision, the CPU's came after torch 2.7; without one, torch repeats
+    # the keys and writes out the N x N matrix.
     if CPU_GROUPS if q.device.type == "cpu" else q.dtype in (torch.float16, torch.bfloat16):
         return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
     return _folded_attention(q, k, v)
