@@ -193,15 +193,12 @@ def _write_lightning(checkpoint: Checkpoint, options: argparse.Namespace) -> lis
             f"{options.source}: a backbone alone; a Lightning checkpoint is a task's. Train one from it with "
             f"--model.weights {options.source}"
         )
+    # No optimizer_states and no loops: asked to resume from it, Lightning says that it holds the model only.
     content = {
         "epoch": 0,
         "global_step": 0,
         "pytorch-lightning_version": lightning.__version__,
         "state_dict": checkpoint.state,
-        "loops": {},
-        "callbacks": {},
-        "optimizer_states": [],
-        "lr_schedulers": [],
         "hparams_name": "kwargs",
         "hyper_parameters": describe_config(checkpoint),
         "s2kit": {"frame": checkpoint.known_frame},

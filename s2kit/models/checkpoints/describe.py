@@ -51,7 +51,7 @@ def image_size_of(checkpoint: Checkpoint, identity: Identity) -> tuple[int, int]
     """Return the (height, width) that weights are for: as said beside them, else their size's own.
 
     The weights of a Sapiens2 backbone do not depend on it. The scale branch of a pointmap head does, but gives only
-    the number of cells: the size's own (height, width) is taken where it has as many, else a 4:3 or square one.
+    the number of cells: the size's own (height, width) is taken where it has as many, else the one nearest to 4:3.
     """
     for said in (checkpoint.model_json.get("image_size"), checkpoint.config.get("image_size")):
         if isinstance(said, list | tuple) and len(said) == 2:
@@ -66,17 +66,19 @@ def image_size_of(checkpoint: Checkpoint, identity: Identity) -> tuple[int, int]
         return own
     step = stride * 2 ** len(head["scale_channels"])
     cells = head["scale_inputs"] // head["scale_channels"][-1]
-    for height, width in (own, *_sizes_of(cells, step)):
-        if -(-height // step) * -(-width // step) == cells:
-            return height, width
-    return own
+    if -(-own[0] // step) * -(-own[1] // step) == cells:
+        return own
+    return _size_of(cells, stride, step)
 
 
-def _sizes_of(cells: int, step: int) -> list[tuple[int, int]]:
-    """Return the image sizes with that many cells of the scale branch, tall ones nearest to 4:3 first."""
-    pairs = [(rows, cells // rows) for rows in range(1, cells + 1) if cells % rows == 0]
-    pairs.sort(key=lambda pair: (abs(pair[0] / pair[1] - 4 / 3), pair))
-    return [(rows * step, columns * step) for rows, columns in pairs]
+def _size_of(cells: int, stride: int, step: int) -> tuple[int, int]:
+    """Return the (height, width) nearest to 4:3, as the published sizes are, that has so many cells of ``step``."""
+    sizes = []
+    for rows in (rows for rows in range(1, cells + 1) if cells % rows == 0):
+        height, columns = rows * step, cells // rows
+        width = round(height * 3 / 4 / stride) * stride
+        sizes.append((height, min(max(width, (columns - 1) * step + stride), columns * step)))
+    return min(sizes, key=lambda size: abs(size[0] / size[1] - 4 / 3))
 
 
 def head_overrides(state: Mapping[str, Any], identity: Identity) -> dict[str, Any]:

@@ -204,7 +204,8 @@ def _is_head(name: str) -> bool:
 
 def _one_line(module: nn.Module, checkpoint: Checkpoint, mismatch: Mismatch) -> str:
     path, found, expected = checkpoint.source.name, task_of(checkpoint.state), getattr(module, "name", None)
-    if found is not None and expected is not None and found != expected:
+    of_head = checkpoint.layout != "first_generation" and None not in (found, expected)
+    if of_head and found != expected:
         return f"{path}: holds a model for {found}, but this is the task {expected} (strict: false takes what fits)"
     reason = f"{mismatch.reason}; " if mismatch.reason else ""
     return f"{path} does not fit {_describe(module)}: {reason}{mismatch.describe()} (strict: false takes what fits)"
@@ -217,6 +218,8 @@ def likely_reason(module: nn.Module, checkpoint: Checkpoint, mismatch: Mismatch)
         return "this is one shard of several; give their folder or index"
     if checkpoint.layout == "unknown":
         return "the names follow no layout of Sapiens2: another architecture, or a damaged file"
+    if checkpoint.layout == "first_generation":
+        return "another size, or another depth, of the first generation"
     found, expected = task_of(state), getattr(module, "name", None) or task_of(own)
     if not checkpoint.is_backbone and found != expected:
         return f"another task: the file is for {found or 'no known task'}, the model for {expected}"
