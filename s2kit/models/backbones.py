@@ -211,6 +211,13 @@ def _build(timm: Any, name: str, options: dict[str, Any], image_size: tuple[int,
             return timm.create_model(name, num_classes=0, img_size=size, **dynamic, **options), any_size
         except (TypeError, AssertionError) as error:  # a model without that argument, or a value that it refuses
             reason = reason if not any_size and not str(error) else str(error)
+        except OSError as error:  # of the hub's client; a file that is given and missing says so itself
+            if options.get("pretrained_cfg_overlay", {}).get("file"):
+                raise
+            raise RuntimeError(
+                f"timm could not fetch the weights of {name} ({str(error).split('. ')[0]}); without a network, give "
+                "a file of them: pretrained_cfg_overlay: {file: PATH} beside pretrained: true"
+            ) from error
     given = ", ".join(f"{key}={value}" for key, value in options.items())
     raise ValueError(f"timm cannot build {name} for images of {size} {given and f'with {given} '}({reason})")
 
@@ -239,7 +246,7 @@ def create_timm_backbone(
 
     Raises:
         ValueError: an unknown model, one that is no plain vision transformer, or a value that cannot be.
-        RuntimeError: timm is missing.
+        RuntimeError: timm is missing, or cannot fetch the weights asked for.
     """
     try:
         import timm

@@ -158,6 +158,16 @@ def test_weights_come_from_timms_own_files(images, tmp_path):
     assert tiny(image_size=(64, 48), **given)(images).patches.shape == (2, 32, 4, 3)
 
 
+def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch, tmp_path):
+    def refuse(*arguments, **options):
+        raise FileNotFoundError("cannot find the requested files. Please check your connection")
+
+    real = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *a, **o: refuse() if o.get("pretrained") else real(*a, **o))
+    with pytest.raises(RuntimeError, match=r"weights of vit_small_patch14_dinov2 .*give a file.*\{file: PATH\}"):
+        tiny(pretrained=True)
+
+
 @pytest.mark.parametrize("task", HEADS)
 @pytest.mark.parametrize("channels", [32, 384])
 def test_every_task_has_a_head_for_it(task, channels):
@@ -190,6 +200,40 @@ def test_a_task_is_rebuilt_from_its_checkpoint_without_the_file_it_started_from(
     assert again.hparams.backbone == {**TINY, "drop_path": 0.1}
     for (name, a), b in zip(task.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_a_task_trains_and_predicts_with_it():
+    import numpy as np
+    from lightning import Trainer
+    from torch.utils.data import DataLoader
+
+    from data_modules.collate import collate_training
+    from s2kit.tasks import NormalsTask
+
+    torch.manual_seed(0)
+    task = NormalsTask(
+        arch="timm/vit_small_patch14_reg4_dinov2",
+        image_size=(64, 48),
+        backbone={**TINY, "drop_path": 0.1, "frozen_stages": 1},
+        head={"upsample_channels": (8, 8, 8, 8), "conv_channels": (8,)},
+        layer_decay=0.5,
+        warmup_steps=0,
+        lr=1e-2,
+    )
+    normals = np.zeros((3, 64, 48), np.float32)
+    normals[2] = 1
+    image = np.random.default_rng(0).integers(0, 255, (3, 64, 48), np.uint8)
+    item = {"key": "a", "image": image, "normals": normals, "valid": normals[2:] != 0}
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    trainer = Trainer(
+        max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    trainer.fit(task, DataLoader([item] * 4, batch_size=2, collate_fn=collate_training))
+    moved = {name for name, value in task.state_dict().items() if not torch.equal(value, before[name])}
+    assert "backbone.model.blocks.2.attn.qkv.weight" in moved
+    assert not any(name.startswith(("backbone.model.blocks.0.", "backbone.model.patch_embed")) for name in moved)
+    prediction = task.predict(image.transpose(1, 2, 0)[:50, :30].copy())[0]
+    assert prediction.shape == (50, 30, 3)
 
 
 @pytest.mark.parametrize(
