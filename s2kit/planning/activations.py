@@ -174,10 +174,10 @@ def activations(
         kept = backbone_bytes(config, image_size, batch, how)
         room = _backbone_workspace(config, image_size, batch, how)
     else:
-        traced = trace_module(backbone, (batch, 3, height, width), how)
+        traced = trace_module(backbone, (batch, 3, height, width), how, of_features=False)
         features, kept, room = traced.output_shape, traced.kept, 2 * traced.largest
         if getattr(config, "checkpointing", "none") != "none":
-            tokens = batch * (features[2] * features[3] + config.num_registers + 1)
+            tokens = batch * (features[2] * features[3] + getattr(config, "num_registers", 0) + 1)
             room += kept / config.depth
             kept = config.depth * how.stream * tokens * config.embed_dim
     on_head = trace_module(head, features, how)

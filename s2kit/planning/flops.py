@@ -100,10 +100,13 @@ def backbone_flops(config: Sapiens2Config, image_size: tuple[int, int] | None = 
     return total
 
 
-def module_flops(module: nn.Module, features: tuple[int, ...]) -> Flops:
-    """FLOPs per sample of a head, or another module, on an input of shape (1, ...); all of it trained."""
-    traced = trace_module(module, features)
-    return Flops(traced.flops, 2 * traced.flops, 0.0, traced.attention_flops / 2)
+def module_flops(module: nn.Module, shape: tuple[int, ...], of_features: bool = True) -> Flops:
+    """FLOPs per sample of a head, or of another module of the usual layers, on an input of `shape` (1, ...).
+
+    `of_features` says whether the input has a gradient, as a feature map has and an image has not.
+    """
+    traced = trace_module(module, shape, of_features=of_features)
+    return Flops(traced.flops, traced.backward_flops, 0.0, traced.rescored_flops)
 
 
 def task_flops(backbone: nn.Module, head: nn.Module, image_size: tuple[int, int]) -> tuple[Flops, Flops]:
@@ -116,8 +119,10 @@ def task_flops(backbone: nn.Module, head: nn.Module, image_size: tuple[int, int]
         height, width = (side // config.stride for side in image_size)
         first, features = backbone_flops(config, image_size), (1, config.embed_dim, height, width)
     else:
-        first = module_flops(backbone, (1, 3, *image_size))
+        image = (1, 3, *image_size)
+        first = module_flops(backbone, image, of_features=False)
         if getattr(config, "checkpointing", "none") != "none":
             first = replace(first, recomputed=first.forward)
-        features = trace_module(backbone, (1, 3, *image_size)).output_shape
-    return first, module_flops(head, features)
+        features = trace_module(backbone, image, of_features=False).output_shape
+    trained = any(parameter.requires_grad for parameter in backbone.parameters())
+    return first, module_flops(head, features, of_features=trained)
