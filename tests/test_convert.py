@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from s2kit.cli import main
-from s2kit.models import create_backbone
-from s2kit.models.checkpoints import WeightsError, read_checkpoint, read_state_dict
+from s2kit.models import SAPIENS2, create_backbone, create_head
+from s2kit.models.checkpoints import Checkpoint, WeightsError, read_checkpoint, read_state_dict
+from s2kit.models.checkpoints.describe import describe_config
+from s2kit.models.heads import HEADS
 from s2kit.tasks import NormalsTask, load_task
 
 FIELDS = {
@@ -248,16 +250,32 @@ def test_the_image_size_of_a_hugging_face_folder(official, tmp_path):
 
 @pytest.mark.parametrize("image_size", [(1024, 768), (256, 192), (640, 480)])
 def test_the_image_size_of_a_pointmap_head(image_size):
-    from s2kit.models import create_head
-    from s2kit.models.checkpoints.describe import describe_config
-    from s2kit.models.checkpoints.reader import Checkpoint
-
     with torch.device("meta"):
         backbone = create_backbone("sapiens2_0.4b").state_dict()
         head = create_head("pointmap", "sapiens2_0.4b", image_size=image_size).state_dict()
     state = {f"backbone.{k}": v for k, v in backbone.items()} | {f"decode_head.{k}": v for k, v in head.items()}
     config = describe_config(Checkpoint(state, "official"))
     assert config == {"arch": "sapiens2_0.4b", "image_size": list(image_size)}
+
+
+@pytest.mark.parametrize("arch", [name for name in SAPIENS2 if name not in ("sapiens2_nano", "sapiens2_1b_4k")])
+@pytest.mark.parametrize("name", HEADS)
+def test_every_published_task_needs_its_size_only(arch, name):
+    """No field is told to differ from what the size and the task have, so that ``arch`` says it all."""
+    with torch.device("meta"):
+        backbone, head = create_backbone(arch).state_dict(), create_head(name, arch).state_dict()
+    state = {f"backbone.{k}": v for k, v in backbone.items()} | {f"decode_head.{k}": v for k, v in head.items()}
+    assert describe_config(Checkpoint(state, "official")) == {"arch": arch, "image_size": [1024, 768]}
+
+
+def test_entries_that_share_memory(task, tmp_path):
+    """As a pickle may hold them: views of one tensor."""
+    whole = torch.arange(2 * 16.0)
+    state = dict(task.state_dict())
+    state["backbone.ln1.weight"], state["backbone.blocks.0.ln1.weight"] = whole[:16], whole[16:]
+    torch.save(state, tmp_path / "views.pth")
+    out = convert(tmp_path / "views.pth", "official", tmp_path / "out")
+    assert_same(load_file(out / "weights.safetensors"), state)
 
 
 def test_a_backbone_and_another_task_are_refused_as_tasks(official, task, tmp_path):

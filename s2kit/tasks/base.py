@@ -36,10 +36,12 @@ class Task(LightningModule):
 
     Args:
         arch: Name of the backbone (``sapiens2_nano``, ``sapiens2_0.1b``, ..., ``sapiens2_5b``), or ``timm/<name>`` for
-            a vision transformer of timm.
+            a vision transformer of timm, or a first-generation size (``sapiens_1b``).
         image_size: Network input (height, width).
-        weights: File to start from: a task's ``weights.safetensors``, a backbone's file, or a run's checkpoint.
-        strict: Whether every entry of ``weights`` must fit; a backbone's file leaves the head as it was initialised.
+        weights: Weights to start from, a task's or a backbone's in any layout (docs/checkpoints.md): a file, a folder,
+            or ``hf://owner/name[@revision]``.
+        strict: Whether every entry of ``weights`` must fit, else what fits is taken; a backbone's file leaves the head
+            as it was initialised.
         backbone: Overrides of the backbone's fields, such as ``{drop_path: 0.1}``.
         head: Overrides of the head's fields.
         lr: Peak learning rate; by default 5e-4, the published value for most sizes.

@@ -266,6 +266,8 @@ def test_a_precision_plugin_changes_nothing_but_the_weights_type(precision, tmp_
     with trainer.strategy.model_sharded_context(), trainer.precision_plugin.module_init_context():
         task = NormalsTask(**fields, weights=str(path))
     task = trainer.precision_plugin.convert_module(task)
+    for (name, value), expected in zip(task.named_parameters(), source.parameters()):
+        assert torch.equal(value, expected.to(value.dtype)), name
     assert task.backbone.rope_embed.periods.dtype == torch.bfloat16
     tables = [model.backbone.rope_embed(4, 3, 9, torch.device("cpu")) for model in (task, source)]
     for ours, expected in zip(*tables):

@@ -59,7 +59,8 @@ def image_size_of(checkpoint: Checkpoint, identity: Identity) -> tuple[int, int]
         if isinstance(said, int):
             return said, said
     config = SAPIENS2[identity.arch]
-    stride = identity.config().stride if not identity.known else config.stride
+    fields = {**vars(config), **identity.overrides}
+    stride = fields["patch_size"] * (fields["window_size"] if fields["window_tokenizer_depth"] else 1)
     own = config.image_size
     head = head_shapes(checkpoint.state)
     if head is None or head["task"] != "pointmap" or not head["scale_inputs"]:

@@ -16,6 +16,7 @@ from s2kit.models.checkpoints.errors import WeightsError
 from s2kit.models.checkpoints.identity import Identity, head_shapes, identify, task_of
 from s2kit.models.checkpoints.reader import Checkpoint, check_finite, read_checkpoint
 from s2kit.models.sapiens1 import Sapiens1, fit_positions
+from s2kit.models.sapiens2 import SAPIENS2
 
 #: Rows of one kind in a table.
 MAX_ROWS = 60
@@ -175,22 +176,19 @@ def fit_checkpoint(module: nn.Module, checkpoint: Checkpoint, strict: bool = Tru
 def _target(module: nn.Module, checkpoint: Checkpoint) -> tuple[nn.Module, dict[str, Tensor]]:
     """Return the part of the module that the weights are for, and the weights under that part's names."""
     state = checkpoint.state
-    under = any(name.startswith("backbone.") for name in state)
     if checkpoint.layout == "first_generation":
         if not isinstance(module.backbone, Sapiens1):
             raise WeightsError(
                 f"{checkpoint.source.name}: holds a backbone of the first generation, another architecture than "
                 f"{_describe(module)}; its sizes are sapiens_0.3b, sapiens_0.6b, sapiens_1b, sapiens_2b"
             )
-        state = {name.removeprefix("backbone."): value for name, value in state.items() if not _is_head(name)}
         try:
-            return module.backbone, fit_positions(state, module.backbone)
+            return module.backbone, fit_positions(_bare(state), module.backbone)
         except ValueError as error:
             raise WeightsError(f"{checkpoint.source.name}: {error}") from error
     if not checkpoint.is_backbone:
         return module, state
-    if under:
-        state = {name.removeprefix("backbone."): v for name, v in state.items() if name.startswith("backbone.")}
+    state = _bare(state)
     own = module.backbone.state_dict()
     if not any(name in own for name in state) and all(name.startswith("model.") for name in own):
         # A file of timm's, for one of its models: as a backbone it has its entries behind "model.".
@@ -198,8 +196,10 @@ def _target(module: nn.Module, checkpoint: Checkpoint) -> tuple[nn.Module, dict[
     return module.backbone, state
 
 
-def _is_head(name: str) -> bool:
-    return name.startswith(("decode_head.", "head.", "auxiliary_head.", "neck."))
+def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a backbone's entries under their bare names, without what is beside it."""
+    inside = {name: value for name, value in state.items() if name.startswith("backbone.")}
+    return {name.removeprefix("backbone."): value for name, value in (inside or state).items()}
 
 
 def _one_line(module: nn.Module, checkpoint: Checkpoint, mismatch: Mismatch) -> str:
@@ -235,14 +235,14 @@ def likely_reason(module: nn.Module, checkpoint: Checkpoint, mismatch: Mismatch)
 
 def _size_reason(theirs: Identity, ours: Identity) -> str:
     """Return in what two backbones differ; empty if in nothing that names and shapes depend on."""
-    first, second = theirs.config(), ours.config()
-    names = {*theirs.overrides, *ours.overrides} - {"rope_dtype"}
     if theirs.arch != ours.arch:
         return f"another size: the file holds {theirs}, the model is {ours}"
-    differ = sorted(name for name in names if getattr(first, name) != getattr(second, name))
+    usual = vars(SAPIENS2[ours.arch])
+    first, second = {**usual, **theirs.overrides}, {**usual, **ours.overrides}
+    differ = sorted(name for name in first if name != "rope_dtype" and first[name] != second[name])
     if not differ:
         return ""
-    fields = ", ".join(f"{name} {getattr(first, name)} (the model: {getattr(second, name)})" for name in differ)
+    fields = ", ".join(f"{name} {first[name]} (the model: {second[name]})" for name in differ)
     return f"another size: the file's backbone has {fields}"
 
 

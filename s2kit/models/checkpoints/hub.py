@@ -95,10 +95,14 @@ def _fetch(address: str, repo: str, revision: str | None, file: str | None, choo
         jsons = {name: read_json(path) for name, path in beside.items() if path.suffix == ".json"}
         file = choose(sorted(here), jsons, address)
     path = fetch(file)
+    parts = [file]
     if file.endswith(INDEX_SUFFIX):
         weight_map = read_json(path).get("weight_map") or {}
-        for shard in sorted(set(weight_map.values()) & set(here)):
-            fetch(folder + shard)
+        parts = [folder + shard for shard in sorted(set(weight_map.values()) & set(here))]
+    for part in parts:
+        fetch(part)
+        if part + ".sha256" in names:
+            fetch(part + ".sha256")
     return path
 
 

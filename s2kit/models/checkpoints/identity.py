@@ -71,7 +71,7 @@ def identify(state: Mapping[str, Tensor]) -> Identity | None:
     prefix = "backbone." if "backbone.cls_token" in state else ""
     try:
         found, kv_heads = _measure(state, prefix)
-    except (KeyError, IndexError, ZeroDivisionError):
+    except (KeyError, IndexError, ValueError, ZeroDivisionError):
         return None
 
     def differing(config: Sapiens2Config) -> dict[str, Any]:

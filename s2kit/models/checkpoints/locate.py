@@ -58,7 +58,12 @@ def locate(source: str | Path) -> Source:
 def read_json(path: Path) -> Any:
     """Read a JSON file; WeightsError if it is not one."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+        if not text.lstrip().startswith((b"{", b"[")):
+            refuse_text(path, text[:4096])
+        return json.loads(text)
+    except WeightsError:
+        raise
     except (ValueError, OSError) as error:
         raise WeightsError(f"{path}: not valid JSON ({first_line(error)})") from error
 
@@ -104,10 +109,6 @@ def _of_file(path: Path, name: str) -> Source:
     if not path.name.endswith(INDEX_SUFFIX):
         return Source(name, (path,), path.parent)
     check_path(path)
-    with path.open("rb") as file:
-        start = file.read(4096)
-    if not start.lstrip().startswith(b"{"):
-        refuse_text(path, start)
     index = read_json(path)
     shard_of = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(shard_of, dict) or not shard_of or not all(isinstance(v, str) for v in shard_of.values()):

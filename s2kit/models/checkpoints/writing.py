@@ -83,12 +83,22 @@ def _split(state: Mapping[str, Tensor], shard_bytes: int | None) -> list[list[st
 
 
 def _write_with_sum(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    # Entries that share memory, as views of one tensor do, are refused by safetensors.
-    own = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    own = _apart({name: value.detach().cpu().contiguous() for name, value in state.items()})
     in_one_step(path, lambda temporary: save_file(own, temporary, metadata={"format": "pt", **metadata}))
     in_one_step(
         path.with_name(path.name + ".sha256"), lambda temporary: temporary.write_text(f"{sha256(path)}  {path.name}\n")
     )
+
+
+def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy entries that share memory, as tied weights and views of one tensor do; safetensors refuses them."""
+    seen: set[int] = set()
+    for name, value in state.items():
+        place = value.untyped_storage().data_ptr()
+        if place in seen:
+            state[name] = value.clone()
+        seen.add(place)
+    return state
 
 
 def in_one_step(path: Path, write: Callable[[Path], Any]) -> None:
