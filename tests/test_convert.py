@@ -184,6 +184,7 @@ def test_terms_and_checksums_go_with_the_weights(layout, official, tmp_path, cap
     for path in out.glob("*.safetensors"):
         said = path.with_name(path.name + ".sha256").read_text().split()
         assert said == [hashlib.sha256(path.read_bytes()).hexdigest(), path.name]
+        assert path.stat().st_mode == (out / "NOTICE-SAPIENS2.txt").stat().st_mode
     assert not list(out.glob("*.tmp")) + list(out.glob(".*"))
     onward = convert(out, "official", tmp_path / "onward")
     assert (onward / "LICENSE.md").read_text() == "Sapiens2 License, whole text"
@@ -269,10 +270,11 @@ def test_every_published_task_needs_its_size_only(arch, name):
 
 
 def test_entries_that_share_memory(task, tmp_path):
-    """As a pickle may hold them: views of one tensor."""
+    """As a pickle may hold them: tied entries, and views of one tensor."""
     whole = torch.arange(2 * 16.0)
     state = dict(task.state_dict())
-    state["backbone.ln1.weight"], state["backbone.blocks.0.ln1.weight"] = whole[:16], whole[16:]
+    for number in range(4):
+        state[f"backbone.blocks.{number}.ln1.weight"] = whole[:16] if number < 3 else whole[16:]
     torch.save(state, tmp_path / "views.pth")
     out = convert(tmp_path / "views.pth", "official", tmp_path / "out")
     assert_same(load_file(out / "weights.safetensors"), state)

@@ -105,7 +105,11 @@ def in_one_step(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file under a temporary name beside its place and move it there, so that no half of it is ever seen."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        # safetensors makes files that only their owner may read, whatever the process's mask says.
+        temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
