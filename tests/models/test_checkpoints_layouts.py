@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -32,12 +34,12 @@ def assert_same(found: dict, expected: dict) -> None:
             assert torch.equal(found[name], value), name
 
 
+@cache
 def meta_state(arch: str, task: str | None) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
-        backbone = create_backbone(arch).state_dict()
         if task is None:
-            return dict(backbone)
-        head = create_head(task, arch).state_dict()
+            return dict(create_backbone(arch).state_dict())
+        backbone, head = meta_state(arch, None), create_head(task, arch).state_dict()
     return {f"backbone.{k}": v for k, v in backbone.items()} | {f"decode_head.{k}": v for k, v in head.items()}
 
 
