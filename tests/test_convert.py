@@ -343,3 +343,19 @@ def test_writing_over_a_folder_is_asked_for(official, task, tmp_path):
     convert(official, "official", out, "--overwrite")
     convert(out, "official", out, "--overwrite")
     assert_same(load_file(out / "weights.safetensors"), dict(task.state_dict()))
+
+
+def test_whole_and_sharded_weights_never_lie_side_by_side(official, task, tmp_path):
+    out = convert(official, "official", tmp_path / "out")
+    (out / "weights_of_mine.safetensors").write_bytes(b"kept")
+    convert(official, "official", out, "--overwrite", "--shard-size", "0.00002")
+    assert not (out / "weights.safetensors").exists()
+    assert not (out / "weights.safetensors.sha256").exists()
+    assert len(list(out.glob("weights-*-of-*.safetensors"))) == 10
+    assert_same(read_state_dict(out), dict(task.state_dict()))
+    convert(official, "official", out, "--overwrite")
+    assert {path.name for path in out.glob("*.safetensors*")} == {
+        "weights.safetensors",
+        "weights.safetensors.sha256",
+        "weights_of_mine.safetensors",
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
@@ -56,6 +57,7 @@ def write_safetensors(
     if len(shards) == 1:
         path = folder / f"{name}.safetensors"
         _write_with_sum(state, path, metadata)
+        _remove_older(folder, name, [path])
         return [path]
     paths, weight_map = [], {}
     for number, names in enumerate(shards, 1):
@@ -66,7 +68,17 @@ def write_safetensors(
     total = sum(value.numel() * value.element_size() for value in state.values())
     index = folder / f"{name}.safetensors.index.json"
     write_json(index, {"metadata": {"total_size": total}, "weight_map": {entry: weight_map[entry] for entry in state}})
+    _remove_older(folder, name, [index, *paths])
     return [index, *paths]
+
+
+def _remove_older(folder: Path, name: str, written: list[Path]) -> None:
+    """Remove what an earlier writing under this name left, so that whole and sharded weights never lie side by side."""
+    kept = {path.name for path in written}
+    ours = re.compile(rf"({re.escape(name)}(?:-\d+-of-\d+)?\.safetensors(?:\.index\.json)?)(?:\.sha256)?")
+    for path in folder.iterdir():
+        if (match := ours.fullmatch(path.name)) and match[1] not in kept:
+            path.unlink()
 
 
 def _split(state: Mapping[str, Tensor], shard_bytes: int | None) -> list[list[str]]:
