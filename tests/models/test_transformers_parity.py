@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,9 +44,9 @@ HEADS = {
 }
 
 
-def randomise(module: nn.Module) -> None:
+def randomise(module: nn.Module, seed: int = 0) -> None:
     """Weights under which every entry counts: no zero biases, no LayerScale of 1e-4; activations stay of order 1."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if name.endswith("gamma.weight"):
@@ -83,7 +84,7 @@ def through_a_folder(state, content, folder) -> nn.Module:
     return model.eval()
 
 
-def in_memory(state, content, folder) -> nn.Module:
+def in_memory(state, content, folder=None) -> nn.Module:
     """The port built from the config, with its own names for the entries."""
     config = transformers.Sapiens2Config.from_dict(content)
     model = getattr(transformers, content["architectures"][0])(config)
@@ -104,8 +105,8 @@ def carry(request, tmp_path) -> Callable[[nn.Module], nn.Module]:
     return carry
 
 
-def images(height: int, width: int, batch: int = 2) -> Tensor:
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
+def images(height: int, width: int, batch: int = 2, seed: int = 1) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
 def assert_same(ours: Tensor, theirs: Tensor) -> None:
@@ -207,7 +208,51 @@ def test_the_tolerance_tells_models_apart(carry):
     ours = make_backbone().eval()
     randomise(ours)
     theirs = carry(ours)
-    rounded = make_backbone(rope_dtype="bfloat16").eval()
-    rounded.load_state_dict(ours.state_dict())
     x = images(64, 48)
-    assert (rounded.forward_tokens(x) - theirs(x).last_hidden_state).abs().max() > 10 * TOLERANCE
+    assert (rounded(ours).forward_tokens(x) - theirs(x).last_hidden_state).abs().max() > 10 * TOLERANCE
+
+
+def rounded(model: Sapiens2) -> Sapiens2:
+    """The same weights under the release's bfloat16 rule of RoPE."""
+    with torch.device("meta"):
+        twin = Sapiens2(replace(model.config, rope_dtype="bfloat16"))
+    twin.load_state_dict(model.state_dict(), assign=True)
+    return twin.eval()
+
+
+@torch.no_grad()
+def test_largest_effect_of_the_bfloat16_rule():
+    """The first row of docs/parity.md on the rule."""
+    worst = 0.0
+    for seed in range(5):
+        ours = make_backbone().eval()
+        randomise(ours, seed)
+        for size in ((64, 48), (96, 80), (256, 192)):
+            x = images(*size, batch=1, seed=100 + seed)
+            difference = rounded(ours).forward_tokens(x) - ours.forward_tokens(x)
+            worst = max(worst, difference.abs().max().item())
+    assert worst == pytest.approx(0.11, rel=0.3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arch", "size"), [("sapiens2_0.1b", (1024, 768)), ("sapiens2_0.4b", (512, 384))])
+@torch.no_grad()
+def test_released_sizes(arch, size, capsys):
+    """Parity at full width and depth, and the numbers of docs/parity.md on the bfloat16 rule (shown with -s)."""
+    ours = create_backbone(arch, size, rope_dtype="float32").eval()
+    randomise(ours)
+    theirs = in_memory(*to_huggingface(ours.state_dict(), ours.config, module_names=True))
+    x = images(*size, batch=1)
+    tokens = ours.forward_tokens(x)
+    peer = theirs(x).last_hidden_state
+    assert_same(tokens, peer)
+    difference = rounded(ours).forward_tokens(x) - tokens
+    share = (difference.square().mean() / tokens.square().mean()).sqrt()
+    with capsys.disabled():
+        print(
+            f"\n{arch} at {size[0]} x {size[1]}: largest output {tokens.abs().max():.2f}; largest difference from the "
+            f"port {(tokens - peer).abs().max():.1e}, by the bfloat16 rule {difference.abs().max():.1e} "
+            f"(root mean square {share:.1e} of the outputs')"
+        )
+    assert 1e-3 < difference.abs().max() < 0.2
+    assert share < 0.01
