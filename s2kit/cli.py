@@ -17,7 +17,12 @@ COMMANDS = {
     "predict": "run a model on your own pictures",
 }
 #: Tools: module and one line. Each module has ``main(args: list[str]) -> int``.
-TOOLS = {"data": ("s2kit.tools.data", "make and look at data: synth, show")}
+TOOLS = {
+    "data": ("s2kit.tools.data", "make and look at data: synth, show"),
+    "convert": ("s2kit.tools.convert", "say what weights are, and write them in another layout"),
+    "bench": ("s2kit.tools.bench", "measure time and memory of a backbone beside the transformers port"),
+    "plan": ("s2kit.tools.plan", "say what a config costs: parameters, FLOPs, memory, batch, time"),
+}
 
 OVERVIEW = """\
 usage: python -m s2kit COMMAND [options]

@@ -7,11 +7,9 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from s2kit.models.checkpoints.describe import FORMAT
 from s2kit.tasks import Task
 from s2kit.version import __version__
-
-#: Version of model.json's layout.
-FORMAT = 1
 
 
 def describe_task(task: Task, metrics: dict[str, float] | None = None) -> dict[str, Any]:

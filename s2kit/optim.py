@@ -18,23 +18,27 @@ LAYER_DECAY = {
 GRADIENT_CLIP = {"sapiens2_0.4b": 2.0}
 DEFAULT_GRADIENT_CLIP = 4.0
 
+#: What a backbone has before its first block: ours, and timm's further ones.
+EMBEDDINGS = "cls_token|storage_tokens|patch_embed|tokenizer|reg_token|dist_token|pos_embed|norm_pre"
+
 Schedule = Literal["linear", "cosine", "constant"]
 
 
 def layer_multiplier(name: str, depth: int, decay: float) -> float:
     """Return the learning-rate multiplier of a parameter under layer-wise decay.
 
-    Tokens, patch embedding and window tokenizer get ``decay ** (depth + 1)``, block ``i`` gets
+    Tokens, embeddings of patches and positions, and window tokenizer get ``decay ** (depth + 1)``, block ``i`` gets
     ``decay ** (depth - i)``, the final norm and the head 1 (release, optimisation).
 
     Args:
-        name: The parameter's name in a task (``backbone.blocks.3.ln1.weight``).
+        name: The parameter's name in a task (``backbone.blocks.3.ln1.weight``; a transformer of timm has its own names
+            behind ``backbone.model.``).
         depth: Number of blocks of the backbone.
         decay: The factor from one layer to the next, in (0, 1].
     """
-    if match := re.match(r"backbone\.blocks\.(\d+)\.", name):
+    if match := re.match(r"backbone\.(?:model\.)?(?:blocks|layers)\.(\d+)\.", name):
         return decay ** (depth - int(match[1]))
-    if re.match(r"backbone\.(cls_token|storage_tokens|patch_embed|tokenizer)", name):
+    if re.match(rf"backbone\.(?:model\.)?({EMBEDDINGS})", name):
         return decay ** (depth + 1)
     return 1.0
 

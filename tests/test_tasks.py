@@ -142,7 +142,7 @@ def test_load_task_refuses_what_it_cannot_load(tmp_path):
         load_task("normal", "x.safetensors")
     with pytest.raises(FileNotFoundError, match=r"gone\.safetensors"):
         load_task("normals", tmp_path / "gone.safetensors", arch="sapiens2_nano", image_size=(32, 32))
-    with pytest.raises(ValueError, match=r"no model\.json beside it"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.safetensors: no such file of weights"):
         load_task("normals", tmp_path / "gone.safetensors")
     (tmp_path / "page.safetensors").write_text("<html>")
     with pytest.raises(ValueError, match=r"page\.safetensors: not a readable file of weights"):

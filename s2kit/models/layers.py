@@ -5,10 +5,21 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 
+from s2kit.models.recompute import recompute
 from s2kit.models.rope import RotaryTables, rotate
 
 NORM_EPS = 1e-6
+
+
+def _cpu_groups() -> bool:
+    """Whether this torch has a fused kernel for grouped queries on the CPU."""
+    q, kv = (torch.zeros(1, heads, 1, 8, device="cpu") for heads in (2, 1))
+    return torch._fused_sdp_choice(q, kv, kv, enable_gqa=True) != SDPBackend.MATH.value
+
+
+CPU_GROUPS = _cpu_groups()
 
 
 class LayerScale(nn.Module):
@@ -32,13 +43,16 @@ class DropPath(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
+        self.active = rate > 0.0
+        # A tensor, so that one compiled block serves all blocks, whose rates differ; on the CPU, which goes along with
+        # any device as a scalar does.
+        self._keep = torch.tensor(1.0 - rate, device="cpu")
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.rate == 0.0 or not self.training:
+        if not (self.active and self.training):
             return x
-        keep = 1.0 - self.rate
-        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
-        return x * mask.div_(keep)
+        kept = torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), device=x.device) < self._keep
+        return x * (kept / self._keep).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:g}"
@@ -61,8 +75,9 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     if q.shape[1] == k.shape[1]:
         return F.scaled_dot_product_attention(q, k, v)
-    # CUDA's fused grouped kernels are for half precision; in float32 it would write out the N x N matrix.
-    if q.device.type == "cpu" or q.dtype in (torch.float16, torch.bfloat16):
+    # CUDA's fused grouped kernels are for half precision, the CPU's came after torch 2.7; without one, torch repeats
+    # the keys and writes out the N x N matrix.
+    if CPU_GROUPS if q.device.type == "cpu" else q.dtype in (torch.float16, torch.bfloat16):
         return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
     return _folded_attention(q, k, v)
 
@@ -97,6 +112,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: RotaryTables | None = None) -> Tensor:
         """x (B, N, D) and the rotary tables of its N tokens, or None for no rotation. Returns (B, N, D)."""
         batch, length, dim = x.shape
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            # Once: each of the three layers would cast it anew and keep its copy for the backward pass.
+            x = x.to(torch.get_autocast_dtype(device))
         q = self.wq(x).view(batch, length, self.num_heads, self.head_dim)
         k = self.wk(x).view(batch, length, self.num_kv_heads, self.head_dim)
         v = self.wv(x).view(batch, length, self.num_kv_heads, self.head_dim)
@@ -111,6 +130,38 @@ class Attention(nn.Module):
         return x if self.gamma is None else self.gamma(x)
 
 
+class _GatedSiLU(torch.autograd.Function):
+    """SiLU(a) * b of the halves of a tensor, keeping nothing but that tensor.
+
+    The same operations in the same order as autograd's, but SiLU(a) is computed again in the backward pass instead of
+    kept: an eighth of a block's activations.
+    """
+
+    @staticmethod
+    def forward(halves: Tensor) -> Tensor:
+        gate, value = halves.chunk(2, dim=-1)
+        return F.silu(gate).mul_(value)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (halves,) = ctx.saved_tensors
+        gate, value = halves.chunk(2, dim=-1)
+        of_gate = torch.ops.aten.silu_backward(gradient * value, gate)
+        return torch.cat([of_gate, F.silu(gate).mul_(gradient)], dim=-1)
+
+
+def gated_silu(halves: Tensor) -> Tensor:
+    """SiLU(a) * b, (..., F), of the halves a and b of a tensor (..., 2 F)."""
+    if halves.requires_grad and torch.is_grad_enabled():
+        return _GatedSiLU.apply(halves)
+    gate, value = halves.chunk(2, dim=-1)
+    return F.silu(gate).mul_(value)
+
+
 class SwiGLU(nn.Module):
     """Gated feed-forward layer: w3(SiLU(a) * b), where a and b are the halves of w12(x)."""
 
@@ -120,12 +171,15 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.w12(x).chunk(2, dim=-1)
-        return self.w3(F.silu(gate) * value)
+        return self.w3(gated_silu(self.w12(x)))
 
 
 class Block(nn.Module):
-    """Pre-norm transformer layer: attention, then SwiGLU, each with a residual."""
+    """Pre-norm transformer layer: attention, then SwiGLU, each with a residual.
+
+    Attributes:
+        checkpointing: "none", or what `recompute` does in the backward pass of training: "full" or "selective".
+    """
 
     def __init__(
         self,
@@ -143,9 +197,16 @@ class Block(nn.Module):
         self.ln2 = nn.RMSNorm(dim, eps=NORM_EPS)
         self.ffn = SwiGLU(dim, mlp_dim)
         self.drop_path = DropPath(drop_path)
+        self.checkpointing = "none"
 
     def forward(self, x: Tensor, rope: RotaryTables | None = None) -> Tensor:
         """x (B, N, D) -> (B, N, D)."""
+        # Inside the block, so that a compiler and a sharding strategy, which wrap the block, lie around it.
+        if self.checkpointing == "none" or not (self.training and torch.is_grad_enabled()):
+            return self._layers(x, rope)
+        return recompute(self._layers, self.checkpointing, x, rope)
+
+    def _layers(self, x: Tensor, rope: RotaryTables | None) -> Tensor:
         x = x + self.drop_path(self.attn(self.ln1(x), rope))
         return x + self.drop_path(self.ffn(self.ln2(x)))
 

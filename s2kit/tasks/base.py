@@ -35,10 +35,13 @@ class Task(LightningModule):
     ``finish``, ``update_metrics``, ``compute_metrics``, ``draw`` and ``panel``.
 
     Args:
-        arch: Name of the backbone (``sapiens2_nano``, ``sapiens2_0.1b``, ..., ``sapiens2_5b``).
+        arch: Name of the backbone (``sapiens2_nano``, ``sapiens2_0.1b``, ..., ``sapiens2_5b``), or ``timm/<name>`` for
+            a vision transformer of timm, or a first-generation size (``sapiens_1b``).
         image_size: Network input (height, width).
-        weights: File to start from: a task's ``weights.safetensors``, a backbone's file, or a run's checkpoint.
-        strict: Whether every entry of ``weights`` must fit; a backbone's file leaves the head as it was initialised.
+        weights: Weights to start from, a task's or a backbone's in any layout (docs/checkpoints.md): a file, a folder,
+            or ``hf://owner/name[@revision]``.
+        strict: Whether every entry of ``weights`` must fit, else what fits is taken; a backbone's file leaves the head
+            as it was initialised.
         backbone: Overrides of the backbone's fields, such as ``{drop_path: 0.1}``.
         head: Overrides of the head's fields.
         lr: Peak learning rate; by default 5e-4, the published value for most sizes.
@@ -101,6 +104,9 @@ class Task(LightningModule):
         """Build ``backbone`` and ``decode_head``."""
         options = self.hparams.backbone or {}
         self.backbone = create_backbone(self.hparams.arch, image_size=self.image_size, **options)
+        # Weights that timm fetched are in the checkpoint from now on: rebuilding it must not fetch them again.
+        kept = {name: value for name, value in options.items() if not name.startswith("pretrained")}
+        self.hparams.backbone = kept or None
         self.decode_head = self.build_head(self.backbone.config.embed_dim)
 
     def configure_losses(self) -> None:

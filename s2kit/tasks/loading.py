@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from s2kit.models.checkpoints import WeightsError, read_model_json, read_state_dict, task_of
+from s2kit.models.checkpoints import Checkpoint, WeightsError, fit_checkpoint, read_checkpoint, task_of
+from s2kit.models.checkpoints.describe import describe_config
 from s2kit.tasks.base import Task
 from s2kit.tasks.normals import NormalsTask
 
@@ -11,34 +12,53 @@ from s2kit.tasks.normals import NormalsTask
 TASKS: dict[str, type[Task]] = {NormalsTask.name: NormalsTask}
 
 
-def load_task(name: str, path: str | Path, **overrides: Any) -> Task:
+def load_task(name: str | None, path: str | Path, **overrides: Any) -> Task:
     """Load a trained task for prediction.
 
+    The backbone's size, the head's channels and the image size are what ``model.json``, the checkpoint or
+    ``config.json`` say; without any of them the first two are told from the shapes, and the image size is the one that
+    the size was made for.
+
     Args:
-        name: ``normals``.
-        path: A run's ``weights.safetensors`` (with ``model.json`` beside it) or ``.ckpt``. A file of weights without
-            ``model.json`` needs ``arch`` and ``image_size`` among ``overrides``.
-        **overrides: Fields of the task that differ from the file's, such as ``image_size``.
+        name: ``normals``; None takes the task that the file is for.
+        path: Weights in any layout: a file, a run's folder, a checkpoint, or ``hf://owner/name[@revision]``; see
+            docs/checkpoints.md.
+        **overrides: Fields of the task that differ from the file's, such as ``image_size``; ``strict=False`` takes
+            what fits.
 
     Returns:
-        The task in evaluation mode; ``task.predict(images)`` runs it.
+        The task in evaluation mode; ``task.predict(images)`` runs it. Its ``frame`` is that of the weights:
+        "published" for official ones, whose vectors are passed on as they are.
 
     Raises:
         ValueError: If there is no such task, or the file holds another one.
         FileNotFoundError: If there is no such file.
         s2kit.models.checkpoints.WeightsError: If the file is no model, or does not fit.
     """
-    if name not in TASKS:
+    if name is not None and name not in TASKS:
         raise ValueError(f"there is no task {name!r}; choose from: {', '.join(TASKS)}")
-    path = Path(path)
-    if path.suffix == ".ckpt":
-        found = task_of(read_state_dict(path))
-        if found != name:
-            raise WeightsError(
-                f"{path}: holds a model for {found or 'no known task'}, but the task asked for is {name}"
-            )
-        return TASKS[name].load_from_checkpoint(path, map_location="cpu", **overrides).eval()
-    config = (read_model_json(path) or {}).get("config", {})
-    if not config and not {"arch", "image_size"} <= set(overrides):
-        raise WeightsError(f"{path}: there is no model.json beside it, so say arch= and image_size=")
-    return TASKS[name](**{**config, **overrides}, weights=str(path)).eval()
+    checkpoint = read_checkpoint(path)
+    strict = overrides.pop("strict", True)
+    task = TASKS[_task_name(name, checkpoint, strict)](**{**describe_config(checkpoint), **overrides})
+    fit_checkpoint(task, checkpoint, strict)
+    if hasattr(task, "frame") and checkpoint.known_frame is not None:
+        task.frame = checkpoint.known_frame
+    return task.eval()
+
+
+def _task_name(name: str | None, checkpoint: Checkpoint, strict: bool) -> str:
+    """Return the task to build, and refuse what holds another or none."""
+    path, found = checkpoint.source.name, task_of(checkpoint.state)
+    if found is None and (strict or name is None):
+        raise WeightsError(f"{path}: holds no head of a known task{_instead(checkpoint)}")
+    if name is not None and found != name and strict:
+        raise WeightsError(f"{path}: holds a model for {found}, but the task asked for is {name}")
+    if (name or found) not in TASKS:
+        raise WeightsError(f"{path}: holds a model for {found}, which is no task yet; there are: {', '.join(TASKS)}")
+    return name or found
+
+
+def _instead(checkpoint: Checkpoint) -> str:
+    if checkpoint.layout == "unknown":
+        return ", and its names follow no layout of Sapiens2"
+    return ", but a backbone alone: train a task from it with --model.weights"

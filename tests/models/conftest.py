@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from s2kit.models import Sapiens2, create_backbone
+from s2kit.models import Sapiens2, create_backbone, create_head
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -48,6 +48,13 @@ def _expand(lines: list[str]) -> list[str]:
 def backbone_keys() -> dict[str, list[str]]:
     """Backbone name -> lines `key shape dtype` in the order of the published files."""
     sections = _sections(DATA / "backbone_keys.txt", r"\[(.+)\]")
+    return {name: _expand(lines) for name, lines in sections.items()}
+
+
+@pytest.fixture(scope="session")
+def first_generation_keys() -> dict[str, list[str]]:
+    """First-generation backbone -> lines `key shape dtype` in the order of the published files."""
+    sections = _sections(DATA / "first_generation_keys.txt", r"\[(.+)\]")
     return {name: _expand(lines) for name, lines in sections.items()}
 
 
@@ -118,3 +125,25 @@ def wave_image():
 def published_outputs() -> dict[str, torch.Tensor]:
     """Raw outputs of the release for the tiny model: "plain" at 64 x 48, "plain_res" at 96 x 80."""
     return load_file(DATA / "tiny_backbone_outputs.safetensors")
+
+
+class TinyModel(torch.nn.Module):
+    """A backbone with grouped blocks and the bfloat16 rotary rule, and a task's head, as small as they can be."""
+
+    def __init__(self, name: str, **head) -> None:
+        super().__init__()
+        self.name = name
+        self.image_size = (256, 192)
+        options = {"embed_dim": 16, "depth": 18, "num_heads": 2, "mlp_dim": 32, "rope_dtype": "bfloat16"}
+        self.backbone = create_backbone("sapiens2_nano", self.image_size, **options)
+        deconvolutions = name == "pose"
+        options = {"upsample_channels": (8, 6) if deconvolutions else (8, 6, 4, 4), "conv_channels": (6, 5)}
+        if name == "pointmap":
+            options |= {"scale_channels": (8, 4), "scale_hidden": (6, 5), "image_size": self.image_size}
+        self.decode_head = create_head(name, "sapiens2_nano", 16, **{**options, **head})
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """Makes a `TinyModel`: tiny_model("normals", out_channels=4)."""
+    return TinyModel

@@ -190,7 +190,7 @@ def test_checkpointing_recomputes_each_block(images):
     model = tiny(checkpointing="full").train()
     calls = []
     for index, block in enumerate(model.blocks):
-        block.register_forward_pre_hook(lambda *_, index=index: calls.append(index))
+        block.ffn.register_forward_pre_hook(lambda *_, index=index: calls.append(index))
     model(images).cls.sum().backward()
     assert sorted(calls) == [0, 0, 1, 1, 2, 2]
     calls.clear()
