@@ -168,3 +168,12 @@ def test_evaluation_ignores_letterbox_padding():
     values = task.compute_metrics("test")
     assert float(values["mean"]) < 0.1
     assert float(values["baseline_mean"]) < 0.1
+
+
+def test_axes_of_another_frame_are_flipped_on_request():
+    output = torch.tensor([0.6, 0.0, 0.8]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
+    batch = {"crop": torch.eye(3)[None], "source_size": torch.tensor([[32, 32]])}
+    flipped = NormalsTask(**TINY, flip_axes="xz").finish(output, 0, batch)
+    torch.testing.assert_close(flipped[:, 5, 7], torch.tensor([-0.6, 0.0, -0.8]))
+    with pytest.raises(ValueError, match="flip_axes='w'"):
+        NormalsTask(**TINY, flip_axes="w")

@@ -21,7 +21,12 @@ class NormalsTask(Task):
     Args:
         loss: The loss's form: ``release`` (its weights were trained so) or ``paper``.
         loss_weights: Weights of some of its terms in place of the form's, such as ``{gradient: 1.0}``.
+        flip_axes: Axes to negate in every prediction, such as ``yz``: for weights in another frame. The frame of the
+            published files is not documented, and their output is passed on unchanged by default.
         **kwargs: See ``Task``.
+
+    Raises:
+        ValueError: If ``flip_axes`` has other letters than x, y and z.
     """
 
     name: ClassVar[str] = "normals"
@@ -39,8 +44,11 @@ class NormalsTask(Task):
         self,
         loss: Literal["release", "paper"] = "release",
         loss_weights: dict[str, float] | None = None,
+        flip_axes: str = "",
         **kwargs: Any,
     ) -> None:
+        if set(flip_axes) - set("xyz"):
+            raise ValueError(f"flip_axes={flip_axes!r}: give some of the letters x, y and z")
         super().__init__(**kwargs)
 
     def build_head(self, dim: int) -> nn.Module:
@@ -61,7 +69,8 @@ class NormalsTask(Task):
         """Return unit normals (3, H, W) at the source's size."""
         height, width = (int(side) for side in batch["source_size"][index])
         normals = unletterbox(output[index].float(), batch["crop"][index], (height, width))
-        return F.normalize(normals, dim=0, eps=1e-6)
+        signs = [-1.0 if axis in self.hparams.flip_axes else 1.0 for axis in "xyz"]
+        return F.normalize(normals, dim=0, eps=1e-6) * normals.new_tensor(signs).view(3, 1, 1)
 
     def update_metrics(self, stage: str, predictions: Sequence[Tensor], batch: dict[str, Any]) -> None:
         for prediction, normals, valid in zip(predictions, batch["normals"], batch["valid"]):
