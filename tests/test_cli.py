@@ -15,6 +15,12 @@ import s2kit
 from s2kit.cli import main
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in a temporary folder, so that nothing is left in the clone."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def config(experiments: Path) -> list[str]:
     return ["--config", str(experiments / "normals.yaml")]
@@ -149,9 +155,8 @@ def test_a_run_goes_on_from_its_last_checkpoint(run, config, tiny_normals, tmp_p
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
-def test_fast_dev_run_leaves_nothing(command, config, tiny_normals, tmp_path, monkeypatch, picture_folder):
+def test_fast_dev_run_leaves_nothing(command, config, tiny_normals, tmp_path, picture_folder):
     (picture_folder / "broken.jpg").unlink()
-    monkeypatch.chdir(tmp_path)
     options = [*tiny_normals, "--trainer.fast_dev_run=true", f"--data.predict_path={picture_folder}"]
     if command == "predict":
         options.append(f"--predictions.folder={tmp_path / 'predictions'}")
