@@ -150,8 +150,12 @@ class _GatedSiLU(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> Tensor:
         (halves,) = ctx.saved_tensors
         gate, value = halves.chunk(2, dim=-1)
-        of_gate = torch.ops.aten.silu_backward(gradient * value, gate)
-        return torch.cat([of_gate, F.silu(gate).mul_(gradient)], dim=-1)
+        result = torch.empty_like(halves)
+        of_gate, of_value = result.chunk(2, dim=-1)
+        of_value.copy_(gradient).mul_(value)
+        of_gate.copy_(torch.ops.aten.silu_backward(of_value, gate))
+        of_value.copy_(F.silu(gate).mul_(gradient))
+        return result
 
 
 def gated_silu(halves: Tensor) -> Tensor:

@@ -6,16 +6,18 @@ import argparse
 import csv
 import datetime
 import multiprocessing
+import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from s2kit.errors import UserError
-from s2kit.tools.bench_backbone import OURS, PASSES, PORT, Case, measure_memory, measure_times, median
+from s2kit.tools.bench_backbone import LIVE_MEMORY, OURS, PASSES, PORT, Case, measure_memory, measure_times, median
 
 _DESCRIPTION = """\
 Measure speed and memory.
@@ -26,7 +28,8 @@ _BACKBONE = """\
 Time forward and forward+backward passes of a backbone and measure their peak memory, beside the Hugging Face
 `transformers` port with the same weights and images. Times are medians of runs in turns in one process; each peak is
 taken in a process of its own (on the CPU the growth of the resident set, on CUDA what torch allocated). A ratio is
-ours / port: below 1 is faster, or less. Prints a table and writes a CSV with date, hardware and versions.
+ours / port: below 1 is faster, or less. On the CPU the seconds that it was busy are given too, which tell more than the
+clock where others use the machine. Prints a table and writes a CSV with date, hardware and versions.
 """
 _LEAST, _MOST = 1, 1000
 
@@ -154,9 +157,24 @@ def _version(package: str) -> str:
         return "none"
 
 
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
 def _in_child(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a fresh process, which nothing else has filled or warmed."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    environment = LIVE_MEMORY if function is measure_memory else {}
+    with (
+        _environment(environment),
+        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
         return pool.submit(function, *arguments).result()
 
 
@@ -173,9 +191,13 @@ def _measure(case: Case, options: argparse.Namespace, peer: bool) -> list[dict[s
         }
         for name in (OURS, PORT) if peer else (OURS,):
             row[f"{name}_seconds"] = round(median(timed["seconds"][each][name]), 4)
+            if case.device == "cpu":
+                row[f"{name}_cpu_seconds"] = round(median(timed["cpu_seconds"][each][name]), 4)
             row[f"{name}_peak_mib"] = round(_in_child(measure_memory, case, name, each))
         if peer:
             row["time_ratio"] = round(_ratio(timed["seconds"][each]), 3)
+            if case.device == "cpu":
+                row["cpu_time_ratio"] = round(_ratio(timed["cpu_seconds"][each]), 3)
             row["memory_ratio"] = round(row[f"{OURS}_peak_mib"] / row[f"{PORT}_peak_mib"], 3)
             row["output_difference"] = float(f"{timed['difference']:.2e}")
         row |= {
@@ -202,7 +224,10 @@ def _ratio(seconds: dict[str, list[float]]) -> float:
     return median([ours / port for ours, port in zip(seconds[OURS], seconds[PORT])])
 
 
-_HEAD = f"{'':32}{'seconds':>20}{'':10}{'peak MiB':>20}\n{'':32}" + f"{'s2kit':>10}{'port':>10}{'ratio':>10}" * 2
+_HEAD = (
+    f"{'':32}{'seconds':>20}{'':10}{'CPU':>10}{'peak MiB':>20}\n{'':32}{'s2kit':>10}{'port':>10}{'ratio':>10}"
+    f"{'ratio':>10}{'s2kit':>10}{'port':>10}{'ratio':>10}"
+)
 _HEAD_ALONE = f"{'':32}{'seconds':>10}{'peak MiB':>10}"
 
 
@@ -210,5 +235,5 @@ def _line(row: dict[str, Any], peer: bool) -> str:
     text = f"{row['arch']:<15}{row['pass']:<17}{row[f'{OURS}_seconds']:>10.3f}"
     if not peer:
         return text + f"{row[f'{OURS}_peak_mib']:>10}"
-    text += f"{row[f'{PORT}_seconds']:>10.3f}{row['time_ratio']:>10.2f}"
+    text += f"{row[f'{PORT}_seconds']:>10.3f}{row['time_ratio']:>10.2f}{row.get('cpu_time_ratio', ''):>10}"
     return text + f"{row[f'{OURS}_peak_mib']:>10}{row[f'{PORT}_peak_mib']:>10}{row['memory_ratio']:>10.2f}"

@@ -13,6 +13,8 @@ from typing import Any
 OURS, PORT = "s2kit", "transformers"
 PASSES = ("forward", "forward+backward")
 WARMUP = 1
+#: Makes glibc give freed tensors back at once, so that holes in its heap do not count.
+LIVE_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 @dataclass(frozen=True)
@@ -99,20 +101,21 @@ def _synchronise(case: Case) -> None:
         torch.cuda.synchronize()
 
 
-def _timed(case: Case, run: Callable[[], None]) -> float:
+def _timed(case: Case, run: Callable[[], None]) -> tuple[float, float]:
+    """Seconds on the clock, and of the CPU in all threads."""
     _synchronise(case)
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     run()
     _synchronise(case)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - busy
 
 
 def measure_times(case: Case, passes: tuple[str, ...], runs: int, peer: bool) -> dict[str, Any]:
     """Times both models on the same weights and images in turns, so that what else the machine does meets both.
 
     Returns:
-        "seconds": pass -> model -> list of times; "difference": the largest between their outputs, None without the
-        peer; "parameters" of ours.
+        "seconds" and "cpu_seconds": pass -> model -> list of times; "difference": the largest between their outputs,
+        None without the peer.
     """
     import torch
 
@@ -132,22 +135,24 @@ def measure_times(case: Case, passes: tuple[str, ...], runs: int, peer: bool) ->
             tokens = [_tokens(name, model.eval(), images).float() for name, model in models.items()]
         difference = float((tokens[0] - tokens[1]).abs().max())
     seconds: dict[str, dict[str, list[float]]] = {each: {name: [] for name in models} for each in passes}
+    cpu_seconds: dict[str, dict[str, list[float]]] = {each: {name: [] for name in models} for each in passes}
     for each in passes:
         for turn in range(WARMUP + runs):
             order = list(models.items())
             for name, model in order if turn % 2 else order[::-1]:
                 gc.collect()
-                taken = _timed(case, lambda: _run(name, model, images, each))  # noqa: B023 (called at once)
+                taken, busy = _timed(case, lambda: _run(name, model, images, each))  # noqa: B023 (called at once)
                 if turn >= WARMUP:
                     seconds[each][name].append(taken)
-    parameters = sum(parameter.numel() for parameter in ours.parameters())
-    return {"seconds": seconds, "difference": difference, "parameters": parameters, **_about(case)}
+                    cpu_seconds[each][name].append(busy)
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "difference": difference, **_about(case)}
 
 
 def measure_memory(case: Case, name: str, passes: str) -> float:
     """Peak memory in MiB of one model in this process, weights included, imports excluded.
 
-    On the CPU it is the growth of the resident set from before the model is made, on CUDA what torch has allocated.
+    On the CPU it is the growth of the resident set from before the model is made, on CUDA what torch has allocated. For
+    the resident set to follow what is alive, the process must run under `LIVE_MEMORY`.
     """
     import torch
 
