@@ -177,3 +177,13 @@ def test_axes_of_another_frame_are_flipped_on_request():
     torch.testing.assert_close(flipped[:, 5, 7], torch.tensor([-0.6, 0.0, -0.8]))
     with pytest.raises(ValueError, match="flip_axes='w'"):
         NormalsTask(**TINY, flip_axes="w")
+
+
+def test_a_flip_test_makes_predictions_mirror_with_the_picture():
+    torch.manual_seed(0)
+    picture = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    mirror = np.array([-1, 1, 1], np.float32)
+    for flip_test, equal in ((False, False), (True, True)):
+        task = NormalsTask(**TINY, flip_test=flip_test)
+        straight, mirrored = task.predict([picture, np.ascontiguousarray(picture[:, ::-1])])
+        assert np.allclose(straight, mirrored[:, ::-1] * mirror, atol=1e-4) is equal

@@ -32,7 +32,7 @@ class Task(LightningModule):
     """A backbone, a head, losses and metrics for one task. Built from plain values, so that a checkpoint rebuilds it.
 
     A concrete task defines ``build_head``, ``configure_losses``, ``configure_metrics``, ``compute_losses``,
-    ``finish``, ``update_metrics``, ``compute_metrics``, ``draw`` and ``panel``.
+    ``unflip``, ``finish``, ``update_metrics``, ``compute_metrics``, ``draw`` and ``panel``.
 
     Args:
         arch: Name of the backbone (``sapiens2_nano``, ``sapiens2_0.1b``, ..., ``sapiens2_5b``), or ``timm/<name>`` for
@@ -51,6 +51,7 @@ class Task(LightningModule):
         warmup_steps: Optimiser steps of linear warm-up.
         schedule: ``linear``, ``cosine`` or ``constant`` after the warm-up.
         clip: Limit on the gradient's global norm; by default what was published for ``arch``.
+        flip_test: Whether evaluation and prediction average the output with that of the mirrored picture.
     """
 
     #: Name of the task, as ``load_task`` and ``model.json`` know it.
@@ -79,6 +80,7 @@ class Task(LightningModule):
         warmup_steps: int = 500,
         schedule: optim.Schedule = "linear",
         clip: float | None = None,
+        flip_test: bool = False,
     ) -> None:
         super().__init__()
         # A rebuilt checkpoint brings its own weights: the file they started from may be gone.
@@ -119,6 +121,10 @@ class Task(LightningModule):
 
     def compute_losses(self, output: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return the terms of a training batch's loss; ``loss`` is their weighted sum."""
+        raise NotImplementedError
+
+    def unflip(self, output: Any) -> Any:
+        """Return what the output of mirrored pictures says about the pictures themselves."""
         raise NotImplementedError
 
     def finish(self, output: Any, index: int, batch: dict[str, Any]) -> Any:
@@ -194,7 +200,10 @@ class Task(LightningModule):
             )
 
     def _predict_batch(self, batch: dict[str, Any]) -> list[Any]:
-        output = self(self.normalise(batch["image"]))
+        image = self.normalise(batch["image"])
+        output = self(image)
+        if self.hparams.flip_test:
+            output = (output + self.unflip(self(image.flip(-1)))) / 2
         return [self.finish(output, index, batch) for index in range(len(batch["key"]))]
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> list[Any]:

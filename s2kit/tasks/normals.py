@@ -65,6 +65,10 @@ class NormalsTask(Task):
     def compute_losses(self, output: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
         return self.loss(output, batch["normals"], batch["valid"])
 
+    def unflip(self, output: Tensor) -> Tensor:
+        """Mirror ``(B, 3, h, w)`` back and negate x, which a mirror turns round."""
+        return output.flip(-1) * output.new_tensor([-1.0, 1.0, 1.0]).view(1, 3, 1, 1)
+
     def finish(self, output: Tensor, index: int, batch: dict[str, Any]) -> Tensor:
         """Return unit normals (3, H, W) at the source's size."""
         height, width = (int(side) for side in batch["source_size"][index])
