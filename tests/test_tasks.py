@@ -187,3 +187,19 @@ def test_a_flip_test_makes_predictions_mirror_with_the_picture():
         task = NormalsTask(**TINY, flip_test=flip_test)
         straight, mirrored = task.predict([picture, np.ascontiguousarray(picture[:, ::-1])])
         assert np.allclose(straight, mirrored[:, ::-1] * mirror, atol=1e-4) is equal
+
+
+def test_overrides_of_one_arch_do_not_shape_another():
+    shaped = {
+        "by_arch": {"sapiens2_nano": {"embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32}},
+        "drop_path": 0.25,
+    }
+    head = {"by_arch": {"sapiens2_nano": {"upsample_channels": (8, 8, 8, 8)}}}
+    nano = NormalsTask(**{**TINY, "backbone": shaped, "head": head})
+    assert (nano.backbone.config.embed_dim, nano.backbone.config.drop_path) == (16, 0.25)
+    with torch.device("meta"):
+        other = NormalsTask(arch="sapiens2_0.1b", image_size=(64, 48), backbone=shaped, head=head)
+        assert other(torch.empty(1, 3, 64, 48)).shape == (1, 3, 64, 48)
+    config = other.backbone.config
+    assert (config.embed_dim, config.depth, config.drop_path) == (768, 12, 0.25)
+    assert other.decode_head.upsample_blocks[0][0].out_channels == 4 * 768

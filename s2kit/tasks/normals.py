@@ -12,7 +12,7 @@ from s2kit.inference.geometry import unletterbox
 from s2kit.losses.normals import NormalsLoss
 from s2kit.metrics.normals import ConstantNormalBaseline, NormalsMetric
 from s2kit.models.heads import create_head
-from s2kit.tasks.base import Task
+from s2kit.tasks.base import Task, overrides_for
 
 
 class NormalsTask(Task):
@@ -52,7 +52,7 @@ class NormalsTask(Task):
         super().__init__(**kwargs)
 
     def build_head(self, dim: int) -> nn.Module:
-        return create_head("normals", self.hparams.arch, dim, **(self.hparams.head or {}))
+        return create_head("normals", self.hparams.arch, dim, **overrides_for(self.hparams.arch, self.hparams.head))
 
     def configure_losses(self) -> None:
         self.loss = NormalsLoss(self.hparams.loss, self.hparams.loss_weights)
