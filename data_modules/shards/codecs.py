@@ -4,7 +4,6 @@ The encodings were chosen by ``benchmarks/encodings.py``; docs/data.md has the t
 """
 
 import io
-import json
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -17,15 +16,14 @@ from data_modules.shards import planes
 from data_modules.shards.format import (
     DENSE_FIELDS,
     FIELDS,
-    JSON_FIELDS,
     KIT_NORMALS_FRAME,
     NORMALS_FRAMES,
-    SCHEMAS,
     ShardError,
     canonical_json,
     check_key,
     field_of,
 )
+from data_modules.shards.records import decode_record, encode_record, load_record, take_person
 
 JPEG_QUALITY = 95
 
@@ -37,6 +35,7 @@ EXTENSIONS = {
     "depth": "depth.q16.zst",
     "albedo": "albedo.u8.zst",
     "parts": "parts.u8.zst",
+    "foreground": "foreground.u8.zst",
 }
 _ENCODERS: dict[str, Callable[[np.ndarray], bytes]] = {
     "alpha": planes.encode_smaller,
@@ -44,11 +43,11 @@ _ENCODERS: dict[str, Callable[[np.ndarray], bytes]] = {
     "depth": planes.encode_depth,
     "albedo": planes.encode_smaller,
     "parts": planes.encode_plain,
+    "foreground": planes.encode_smaller,
 }
 _DTYPES = {"image": "uint8", "alpha": "uint8", "normals": "float32", "depth": "float32"}
-_DTYPES |= {"albedo": "uint8", "parts": "uint8"}
-_CHANNELS = {"image": 3, "normals": 3, "albedo": 3}
-_JSON_SHAPES = {"intrinsics": (3, 3), "box": (4,), "keypoints": (None, 2), "visibility": (None,)}
+_DTYPES |= {"albedo": "uint8", "parts": "uint8", "foreground": "uint8"}
+_CHANNELS = {"image": 3, "normals": 3, "albedo": 3, "foreground": 3}
 
 
 def encode_sample(sample: dict[str, Any]) -> dict[str, bytes]:
@@ -58,8 +57,10 @@ def encode_sample(sample: dict[str, Any]) -> dict[str, bytes]:
         sample: ``key`` and ``image`` uint8 (H, W, 3) RGB; optionally ``alpha`` uint8 (H, W), ``normals``
             float32 (H, W, 3) in the kit's frame (x right, y up, z to the camera; zeros where undefined),
             ``depth`` float32 (H, W) metres along z (0 where undefined), ``albedo`` uint8 (H, W, 3), ``parts``
-            uint8 (H, W), ``intrinsics`` (3, 3), ``box`` (4,) xyxy, ``keypoints`` (K, 2), ``visibility`` (K,),
-            ``meta`` (JSON-able).
+            uint8 (H, W), ``foreground`` uint8 (H, W, 3), ``intrinsics`` (3, 3), ``meta`` (JSON-able), and either
+            ``box`` (4,) xyxy, ``keypoints`` (K, 2) and ``visibility`` (K,) of one person, or ``people``, a list of
+            dicts with these, ``id`` (int or str), ``area`` (float) and ``iscrowd`` (bool); of them ``id`` and ``box``
+            are compulsory. Pixel coordinates are continuous: pixel (row i, column j) covers [j, j+1) x [i, i+1).
 
     Returns:
         Member extension -> bytes, in the order of the extensions.
@@ -89,7 +90,7 @@ def encode_sample(sample: dict[str, Any]) -> dict[str, bytes]:
         except (planes.PlanesError, cv2.error) as error:
             raise ShardError(f"sample {key!r}: {name}: {error}") from None
     try:
-        members["json"] = canonical_json(_encode_json(key, size, sample))
+        members["json"] = canonical_json(encode_record(key, size, sample))
     except ShardError as error:
         raise ShardError(f"sample {key!r}: {error}") from None
     return dict(sorted(members.items()))
@@ -101,6 +102,7 @@ def decode_sample(
     *,
     key: str | None = None,
     normals_frame: str = KIT_NORMALS_FRAME,
+    person: int | None = None,
 ) -> dict[str, Any]:
     """Decode the members of one sample.
 
@@ -110,6 +112,8 @@ def decode_sample(
         fields: What to decode; None for everything. A field that the sample does not have is left out.
         key: The sample's key where no ``json`` member says it.
         normals_frame: Frame of normals where the ``json`` member does not say it, see ``NORMALS_FRAMES``.
+        person: Number of the person whose ``person_id``, ``box``, ``keypoints``, ``visibility``, ``area`` and
+            ``iscrowd`` to give, instead of ``people``.
 
     Returns:
         A raw sample as ``encode_sample`` takes it; normals always in the kit's frame.
@@ -118,7 +122,7 @@ def decode_sample(
         ShardError: A member does not decode, or its size or type is wrong; the text names sample and member.
     """
     wanted = check_fields(fields)
-    record = _load_json(members["json"], key) if "json" in members else {}
+    record = load_record(members["json"], key) if "json" in members else {}
     key = record.get("key", key)
     sample: dict[str, Any] = {} if key is None else {"key": key}
     for extension, data in members.items():
@@ -128,10 +132,10 @@ def decode_sample(
     _check_sizes(sample, record, key)
     if "normals" in sample:
         _to_kit_frame(sample["normals"], record.get("normals_frame", normals_frame), key)
-    for name in JSON_FIELDS:
-        if name in wanted and name in record:
-            sample[name] = _decode_record(name, record[name], key)
-    return sample
+    if person is None:
+        return sample | decode_record(record, wanted, key)
+    flat = take_person(record, person, wanted, key)
+    return sample | decode_record(record, wanted & {"intrinsics", "meta"}, key) | flat
 
 
 def check_fields(fields: Collection[str] | None) -> set[str]:
@@ -155,46 +159,6 @@ def _encode_jpeg(image: np.ndarray) -> bytes:
     if not done:
         raise planes.PlanesError(f"{image.shape[0]} x {image.shape[1]} does not fit in a JPEG")
     return data.tobytes()
-
-
-def _encode_json(key: str, size: tuple[int, ...], sample: dict[str, Any]) -> dict[str, Any]:
-    record: dict[str, Any] = {"key": key, "image_size": [int(size[0]), int(size[1])]}
-    record["version"] = SCHEMAS["sample"]
-    if "normals" in sample:
-        record["normals_frame"] = KIT_NORMALS_FRAME
-    for name, shape in _JSON_SHAPES.items():
-        if name not in sample:
-            continue
-        array = np.asarray(sample[name])
-        if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape)):
-            raise ShardError(f"{name} has shape {array.shape}, it must be {shape}")
-        record[name] = array.astype(int).tolist() if name == "visibility" else _short_floats(array)
-    if "meta" in sample:
-        record["meta"] = sample["meta"]
-    return record
-
-
-def _short_floats(array: np.ndarray) -> Any:
-    """Return nested lists with the shortest decimals that give the same float32 back; NaN becomes None."""
-    if array.ndim:
-        return [_short_floats(row) for row in array]
-    value = np.float32(array)
-    return float(str(value)) if np.isfinite(value) else None
-
-
-def _load_json(data: bytes, key: str | None) -> dict[str, Any]:
-    try:
-        record = json.loads(bytes(data))
-    except ValueError as error:
-        raise ShardError(f"sample {key!r}, member 'json': not JSON ({error})") from None
-    if not isinstance(record, dict):
-        raise ShardError(f"sample {key!r}, member 'json': a {type(record).__name__}, it must be an object")
-    if key is not None and record.get("key", key) != key:
-        raise ShardError(f"sample {key!r}, member 'json': belongs to sample {record['key']!r}")
-    size = record.get("image_size", [1, 1])
-    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size)):
-        raise ShardError(f"sample {key!r}, member 'json': image_size {size!r} is not [height, width]")
-    return record
 
 
 def _decode_member(name: str, extension: str, data: bytes, key: str | None) -> np.ndarray:
@@ -248,16 +212,3 @@ def _to_kit_frame(normals: np.ndarray, frame: str, key: str | None) -> None:
         if sign < 0:
             # 0 - x, not -x: undefined normals stay +0 in every frame.
             np.subtract(0, normals[..., axis], out=normals[..., axis])
-
-
-def _decode_record(name: str, value: Any, key: str | None) -> Any:
-    if name == "meta":
-        return value
-    try:
-        array = np.array(value, dtype=np.float64).astype(np.float32)
-    except (TypeError, ValueError):
-        raise ShardError(f"sample {key!r}, member 'json': {name} is not an array of numbers") from None
-    shape = _JSON_SHAPES[name]
-    if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape)):
-        raise ShardError(f"sample {key!r}, member 'json': {name} has shape {array.shape}, it must be {shape}")
-    return array.astype(np.uint8) if name == "visibility" else array

@@ -14,9 +14,9 @@ MANIFEST_VERSION = 1
 INDEX_SUFFIX = ".index"
 
 #: Fields of a raw sample that are arrays of the image's size, each in a member of its own.
-DENSE_FIELDS = ("image", "alpha", "normals", "depth", "albedo", "parts")
+DENSE_FIELDS = ("image", "alpha", "foreground", "normals", "depth", "albedo", "parts")
 #: Fields of a raw sample that live in the ``json`` member.
-JSON_FIELDS = ("intrinsics", "box", "keypoints", "visibility", "meta")
+JSON_FIELDS = ("intrinsics", "box", "keypoints", "visibility", "people", "meta")
 FIELDS = DENSE_FIELDS + JSON_FIELDS
 
 #: Signs that turn normals of a stated frame into the kit's (x right, y up, z to the camera).
@@ -27,12 +27,13 @@ NORMALS_FRAMES = {
 }
 KIT_NORMALS_FRAME = "opengl"
 
-#: Label sets that ``keypoints`` and ``parts`` of a sample follow, written into every manifest.
-SCHEMAS = {"keypoints": "sapiens2-308", "parts": "sapiens2-29", "sample": 1}
+#: Label sets that ``keypoints`` and ``parts`` of a sample follow unless ``info["schemas"]`` names others.
+SCHEMAS: dict[str, Any] = {"keypoints": "sapiens2-308", "parts": "sapiens2-29", "sample": 1}
 
 # The same split as the webdataset package: folders may hold dots, the name up to its first dot is the key.
 _MEMBER_NAME = re.compile(r"^((?:.*/)?[^./]+)\.([^/\n]+)\Z")
 _KEY = re.compile(r"^[^./\\\x00-\x1f\x7f]+(/[^./\\\x00-\x1f\x7f]+)*\Z")
+_SCHEMA_NAME = re.compile(r"^[a-z0-9]+([-_.][a-z0-9]+)*\Z")
 _MAX_NAME = 1024
 
 
@@ -87,6 +88,24 @@ def field_of(extension: str) -> str | None:
     return first if first in DENSE_FIELDS and "." in extension else None
 
 
+def check_schemas(schemas: Any) -> dict[str, Any]:
+    """Return the ``schemas`` of a manifest, what is not named taken from ``SCHEMAS``.
+
+    Raises:
+        ShardError: Another key than those of ``SCHEMAS``, a name that is no text, or a newer version of ``sample``.
+    """
+    unknown = sorted(set(schemas) - set(SCHEMAS)) if isinstance(schemas, dict) else [schemas]
+    if unknown:
+        raise ShardError(f"schemas names {unknown[0]!r}; it may name {', '.join(SCHEMAS)}")
+    for name in ("keypoints", "parts"):
+        value = schemas.get(name, SCHEMAS[name])
+        if not isinstance(value, str) or not _SCHEMA_NAME.match(value):
+            raise ShardError(f"schemas.{name} is {value!r}, it must be a name such as {SCHEMAS[name]!r}")
+    if schemas.get("sample", 1) != SCHEMAS["sample"]:
+        raise ShardError(f"schemas.sample is {schemas['sample']!r}, this s2kit knows version {SCHEMAS['sample']}")
+    return SCHEMAS | schemas
+
+
 def manifest_digest(manifest: dict[str, Any]) -> str:
     """Return the sha256 of the manifest's canonical JSON without its own ``digest``."""
     body = {name: value for name, value in manifest.items() if name != "digest"}
@@ -138,6 +157,10 @@ def read_manifest(folder_or_manifest: str | Path) -> dict[str, Any]:
     for name in names:
         if Path(name).name != name or name in ("", ".", ".."):
             raise ShardError(f"{path}: shard name {name!r} leaves the folder; names must be plain file names")
+    try:
+        check_schemas(manifest.get("schemas", {}))
+    except ShardError as error:
+        raise ShardError(f"{path}: {error}") from None
     frame = manifest.get("normals_frame", KIT_NORMALS_FRAME)
     if frame not in NORMALS_FRAMES:
         raise ShardError(f"{path}: normals_frame {frame!r} is not known; it must be one of {', '.join(NORMALS_FRAMES)}")

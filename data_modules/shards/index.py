@@ -14,6 +14,7 @@ Little-endian, every section 8-byte aligned, so that it is read (or mapped) with
                            uint32 (its number in the list)
  padded      keys          UTF-8, one after the other
  padded      extensions    UTF-8, separated by line feeds
+ 4 * S       ``people``    uint32, padded; people described in sample i (since version 2)
 ==========  ============  ==================================================================================
 """
 
@@ -24,12 +25,15 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from data_modules.shards.format import INDEX_SUFFIX, ShardError, split_member_name
+from data_modules.shards.records import count_people, parse_loosely
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
+MAX_JSON = 1 << 26
 MEMBER = np.dtype([("offset", "<u8"), ("size", "<u8"), ("crc32", "<u4"), ("extension", "<u4")])
 
 _MAGIC = b"S2KINDEX"
@@ -59,6 +63,7 @@ class ShardIndex:
         members: ``MEMBER`` (M,).
         keys: The keys' bytes.
         extensions: The list that ``members["extension"]`` counts in.
+        people: uint32 (S,), people that the ``json`` member of each sample describes; None in an index of version 1.
     """
 
     tar_bytes: int
@@ -67,6 +72,7 @@ class ShardIndex:
     members: np.ndarray
     keys: bytes
     extensions: tuple[str, ...]
+    people: np.ndarray | None
 
     def __len__(self) -> int:
         return len(self.first) - 1
@@ -90,6 +96,7 @@ class ShardIndex:
                 self.members.astype(MEMBER).tobytes(),
                 _pad(self.keys),
                 _pad(extensions),
+                _pad(self.people.astype("<u4").tobytes()),
             ]
         )
         counts = (len(self), len(self.members), len(self.keys), len(extensions), len(self.extensions), 0)
@@ -103,8 +110,8 @@ def index_path(tar_path: str | Path) -> Path:
     return Path(f"{tar_path}{INDEX_SUFFIX}")
 
 
-def build_index(tar_bytes: int, samples: list[tuple[str, list[Entry]]]) -> ShardIndex:
-    """Return the index of ``samples`` (key, entries), in the order of the tar."""
+def build_index(tar_bytes: int, samples: list[tuple[str, list[Entry]]], people: list[int]) -> ShardIndex:
+    """Return the index of ``samples`` (key, entries), in the order of the tar, with ``people`` in each."""
     extensions = tuple(sorted({entry.extension for _, entries in samples for entry in entries}))
     number = {extension: n for n, extension in enumerate(extensions)}
     rows = [(e.offset, e.size, e.crc32, number[e.extension]) for _, entries in samples for e in entries]
@@ -116,6 +123,7 @@ def build_index(tar_bytes: int, samples: list[tuple[str, list[Entry]]]) -> Shard
         np.array(rows, MEMBER),
         b"".join(keys),
         extensions,
+        np.array(people, "<u4"),
     )
 
 
@@ -136,7 +144,7 @@ def read_index(path: str | Path) -> ShardIndex:
     if len(data) < _HEADER.size or data[:8] != _MAGIC:
         raise ShardError(f"{path}: not the index of a shard; make it again with index_tar")
     _, version, crc, tar_bytes, samples, members, key_bytes, ext_bytes, ext_count, _ = _HEADER.unpack_from(data)
-    if version > INDEX_VERSION:
+    if not 1 <= version <= INDEX_VERSION:
         raise ShardError(
             f"{path}: index version {version}, this s2kit reads versions up to {INDEX_VERSION}; update s2kit"
         )
@@ -146,6 +154,7 @@ def read_index(path: str | Path) -> ShardIndex:
         MEMBER.itemsize * members,
         _padded(key_bytes),
         _padded(ext_bytes),
+        _padded(4 * samples) if version > 1 else 0,
     ]
     if len(data) != _HEADER.size + sum(sizes) or zlib.crc32(memoryview(data)[_CRC_END:]) != crc:
         raise ShardError(f"{path}: the index is cut off or damaged; make it again with index_tar")
@@ -158,6 +167,7 @@ def read_index(path: str | Path) -> ShardIndex:
         np.frombuffer(data, MEMBER, members, starts[2]),
         data[starts[3] : starts[3] + key_bytes],
         tuple(text.split("\n")) if ext_count else (),
+        np.frombuffer(data, "<u4", samples, starts[5]) if version > 1 else None,
     )
     _check(index, path, ext_count)
     return index
@@ -176,11 +186,11 @@ def index_tar(path: str | Path) -> Path:
     """
     path = Path(path)
     samples: list[tuple[str, list[Entry]]] = []
+    people: list[int] = []
     seen: set[str] = set()
     try:
         with open(path, "rb") as file:
-            for name, entry in _scan(path, file):
-                key, extension = name
+            for key, entry, record in _scan(path, file):
                 if not samples or samples[-1][0] != key:
                     if key in seen:
                         raise ShardError(
@@ -188,17 +198,20 @@ def index_tar(path: str | Path) -> Path:
                         )
                     seen.add(key)
                     samples.append((key, []))
+                    people.append(0)
                 entries = samples[-1][1]
-                if any(other.extension == extension for other in entries):
-                    raise ShardError(f"{path}: sample {key!r} has two members {extension!r}")
+                if any(other.extension == entry.extension for other in entries):
+                    raise ShardError(f"{path}: sample {key!r} has two members {entry.extension!r}")
                 entries.append(entry)
+                if record is not None:
+                    people[-1] = count_people(parse_loosely(record))
             tar_bytes = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise ShardError(f"{path}: no such file") from None
     except (OSError, tarfile.TarError) as error:
         raise ShardError(f"{path}: not a readable tar ({error})") from None
     target = index_path(path)
-    replace_file(target, build_index(tar_bytes, samples).to_bytes())
+    replace_file(target, build_index(tar_bytes, samples, people).to_bytes())
     return target
 
 
@@ -212,7 +225,8 @@ def replace_file(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def _scan(path: Path, file) -> Iterator[tuple[tuple[str, str], Entry]]:
+def _scan(path: Path, file: BinaryIO) -> Iterator[tuple[str, Entry, bytes | None]]:
+    """Yield the key, the entry, and for a ``json`` member the content of each member of a sample."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             name = member.name
@@ -222,16 +236,23 @@ def _scan(path: Path, file) -> Iterator[tuple[tuple[str, str], Entry]]:
                 continue
             if not member.isreg() or member.issparse():
                 raise ShardError(f"{path}: member {name!r} is not a plain file (a link, a device or sparse)")
-            crc, left = 0, member.size
+            key, extension = split_member_name(name) or ("", "")
+            if not key.isprintable():
+                raise ShardError(f"{path}: member {name!r} has a name with control characters or not in UTF-8")
+            is_json = extension == "json"
+            if is_json and member.size > MAX_JSON:
+                raise ShardError(f"{path}: member {name!r} has {member.size} bytes of JSON, more than {MAX_JSON}")
+            crc, left, record = 0, member.size, b""
             file.seek(member.offset_data)
             while left:
                 chunk = file.read(min(left, _CHUNK))
                 if not chunk:
                     raise ShardError(f"{path}: ends inside of member {name!r}; the tar is cut off")
                 crc, left = zlib.crc32(chunk, crc), left - len(chunk)
-            split = split_member_name(name)
-            if split:
-                yield split, Entry(split[1], member.offset_data, member.size, crc)
+                if is_json:
+                    record += chunk
+            if key:
+                yield key, Entry(extension, member.offset_data, member.size, crc), record if is_json else None
         # tarfile takes a damaged header for the end: a whole tar ends with a block of zeros.
         file.seek(tar.offset)
         end = file.read(tarfile.BLOCKSIZE)

@@ -1,7 +1,6 @@
 """Read shard sets at random, from any process."""
 
 import os
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Collection
 from pathlib import Path
@@ -22,9 +21,17 @@ class ShardDataset(Dataset[dict[str, Any]]):
     """A shard set as a map-style dataset of raw samples. Files are opened on first use, per process.
 
     Args:
-        folder_or_manifest: The set's folder, or its ``manifest.json``.
+        source: The set's folder, or its ``manifest.json``.
         fields: What to decode (see ``FIELDS``); None for everything. What a sample does not have is left out.
         required: Fields that the set must have.
+        per_person: Give a person instead of an image: the length is the number of people in the set, and an item is
+            the person's image with the flat fields ``box``, ``keypoints``, ``visibility``, ``area``, ``iscrowd`` and
+            ``person_id`` of that person (those that the set has), without ``people``.
+
+    Attributes:
+        manifest: The set's manifest.
+        counts: int64, items in each shard: samples, or people.
+        digest: Changes whenever what an item number means does.
 
     Raises:
         ShardError: The manifest cannot be used, or no sample of the set has a required field.
@@ -32,19 +39,26 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        folder_or_manifest: str | Path,
+        source: str | Path,
         fields: Collection[str] | None = None,
         required: Collection[str] = ("image",),
+        per_person: bool = False,
     ) -> None:
-        path = manifest_path(folder_or_manifest)
+        path = manifest_path(source)
         self.folder = path.parent
         self.manifest = read_manifest(path)
         self.fields = check_fields(fields)
+        self.per_person = per_person
         for name in sorted(check_fields(required)):
             if name not in self.manifest["fields"]:
                 present = ", ".join(self.manifest["fields"])
                 raise ShardError(f"{path}: no sample has {name!r}; the set has {present or 'no known fields'}")
-        self._first = np.cumsum([0, *(shard["samples"] for shard in self.manifest["shards"])])
+        unit = "people" if per_person else "samples"
+        if not all(unit in shard for shard in self.manifest["shards"]):
+            raise ShardError(f"{path}: does not count people; write manifest and index again with make_manifest")
+        self.counts = np.array([shard[unit] for shard in self.manifest["shards"]], np.int64)
+        self.digest = self.manifest["digest"] + (":people" if per_person else "")
+        self._first = np.concatenate([[0], np.cumsum(self.counts)])
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._pid = os.getpid()
 
@@ -52,29 +66,29 @@ class ShardDataset(Dataset[dict[str, Any]]):
         return int(self._first[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return raw sample ``index``; negative numbers count from the end.
+        """Return raw sample (or person) ``index``; negative numbers count from the end.
 
         Raises:
             ShardError: Shard or index are missing or damaged, or a member does not decode.
         """
-        shard, number = self._find(index)
+        shard, number, person = self._find(index)
         key = shard.index.key(number)
         wanted = [e for e in shard.index.entries(number) if self._is_wanted(e.extension)]
         members = shard.read(number, wanted)
         frame = self.manifest.get("normals_frame", KIT_NORMALS_FRAME)
         try:
-            return decode_sample(members, self.fields, key=key, normals_frame=frame)
+            return decode_sample(members, self.fields, key=key, normals_frame=frame, person=person)
         except ShardError as error:
             raise ShardError(f"{shard.path}: {error}") from None
 
     def key(self, index: int) -> str:
-        """Return the key of sample ``index``."""
-        shard, number = self._find(index)
+        """Return the key of the sample that item ``index`` is, or is a person of."""
+        shard, number, _ = self._find(index)
         return shard.index.key(number)
 
     def read_encoded(self, index: int) -> dict[str, bytes]:
-        """Return all members of sample ``index``, extension -> bytes, checked against their crc32."""
-        shard, number = self._find(index)
+        """Return all members of the sample of item ``index``, extension -> bytes, checked against their crc32."""
+        shard, number, _ = self._find(index)
         return shard.read(number, shard.index.entries(number))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -84,12 +98,17 @@ class ShardDataset(Dataset[dict[str, Any]]):
         name = field_of(extension)
         return name == "json" or name in self.fields
 
-    def _find(self, index: int) -> tuple["_OpenShard", int]:
+    def _find(self, index: int) -> tuple["_OpenShard", int, int | None]:
+        """Return shard, number of the sample in it, and number of the person in the sample."""
         if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} of {self.folder}, which has {len(self)}")
+            raise IndexError(f"item {index} of {self.folder}, which has {len(self)}")
         index = int(index) % len(self)
-        position = bisect_right(self._first, index) - 1
-        return self._shard(position), index - int(self._first[position])
+        position = int(np.searchsorted(self._first, index, "right")) - 1
+        shard, number = self._shard(position), index - int(self._first[position])
+        if not self.per_person:
+            return shard, number, None
+        sample = int(np.searchsorted(shard.first_person, number, "right")) - 1
+        return shard, sample, number - int(shard.first_person[sample])
 
     def _shard(self, position: int) -> "_OpenShard":
         if self._pid != os.getpid():
@@ -128,6 +147,12 @@ class _OpenShard:
             raise ShardError(
                 f"{path}: its index has {len(self.index)} samples, the manifest says {stated['samples']}; "
                 "the index belongs to another tar"
+            )
+        people = self.index.people
+        self.first_person = None if people is None else np.concatenate([[0], np.cumsum(people, dtype=np.int64)])
+        if "people" in stated and (people is None or self.first_person[-1] != stated["people"]):
+            raise ShardError(
+                f"{path}: its index and the manifest count people differently; write both again with make_manifest"
             )
 
     def read(self, number: int, entries: list[Entry]) -> dict[str, bytes]:

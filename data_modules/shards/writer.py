@@ -1,7 +1,6 @@
 """Write shard sets: deterministic tars, an index beside each, and the manifest last."""
 
 import hashlib
-import json
 import os
 import tarfile
 import zlib
@@ -21,14 +20,16 @@ from data_modules.shards.format import (
     ShardError,
     canonical_json,
     check_key,
+    check_schemas,
     field_of,
     manifest_digest,
     split_member_name,
 )
-from data_modules.shards.index import Entry, build_index, index_path, index_tar, read_index, replace_file
+from data_modules.shards.index import Entry, ShardIndex, build_index, index_path, index_tar, read_index, replace_file
+from data_modules.shards.records import count_people, parse_loosely
 
 _RECORD = 20 * tarfile.BLOCKSIZE
-_RESERVED = {"format", "version", "samples", "bytes", "shards", "fields", "image_sizes", "digest"}
+_RESERVED = {"format", "version", "samples", "people", "bytes", "shards", "fields", "image_sizes", "digest"}
 
 
 class ShardWriter:
@@ -41,7 +42,8 @@ class ShardWriter:
         folder: Where the set goes; made if needed.
         prefix: Beginning of the shards' names.
         samples_per_shard: Samples in each shard but the last.
-        info: Further keys of the manifest, such as ``licence``, ``source``, ``generator``; JSON-able.
+        info: Further keys of the manifest, such as ``licence``, ``source``, ``generator``; JSON-able. ``schemas``
+            names what ``keypoints`` and ``parts`` number, where it is not what ``format.SCHEMAS`` says.
         resume: Keep the shards of an interrupted run. ``count`` then says how many samples are there already:
             go on with sample number ``count``.
 
@@ -69,6 +71,8 @@ class ShardWriter:
         if taken:
             raise ShardError(f"info may not hold {taken[0]!r}: the writer sets that key of the manifest")
         canonical_json(self.info)
+        if "schemas" in self.info:
+            self.info["schemas"] = check_schemas(self.info["schemas"])
         self.folder.mkdir(parents=True, exist_ok=True)
         present = sorted(self.folder.glob(f"{prefix}-*.tar"))
         if present and not resume:
@@ -152,6 +156,7 @@ class _OpenShard:
         self.path = path
         self.temporary = path.with_name(path.name + ".tmp")
         self.samples: list[tuple[str, list[Entry]]] = []
+        self.people: list[int] = []
         self.statistics = _Statistics()
         self._keys: set[str] = set()
         self._file = open(self.temporary, "wb")  # noqa: SIM115 - it stays open from sample to sample
@@ -176,7 +181,7 @@ class _OpenShard:
             self._put(data)
             self._put(bytes(-len(data) % tarfile.BLOCKSIZE))
         self.samples.append((key, entries))
-        self.statistics.add(members.keys(), members.get("json"))
+        self.people.append(self.statistics.add(members.keys(), members.get("json")))
 
     def finish(self) -> tuple[dict[str, Any], "_Statistics"]:
         end = self._offset + 2 * tarfile.BLOCKSIZE
@@ -184,11 +189,12 @@ class _OpenShard:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        index = build_index(self._offset, self.samples).to_bytes()
+        index = build_index(self._offset, self.samples, self.people)
+        data = index.to_bytes()
         # The index goes first: a tar under its final name always has one.
-        replace_file(index_path(self.path), index)
+        replace_file(index_path(self.path), data)
         os.replace(self.temporary, self.path)
-        return _describe(self.path.name, len(self.samples), self._offset, self._sha, index), self.statistics
+        return _describe(self.path.name, index, data, self._sha), self.statistics
 
     def discard(self) -> None:
         self._file.close()
@@ -207,23 +213,20 @@ class _Statistics:
         self.fields: Counter[tuple[str, str]] = Counter()
         self.sizes: Counter[tuple[int, int]] = Counter()
 
-    def add(self, extensions: Any, record: bytes | None) -> None:
+    def add(self, extensions: Any, record: bytes | None) -> int:
+        """Count a sample; return the number of people in it."""
         for extension in extensions:
             name = field_of(extension)
             if name and name != "json":
                 self.fields[name, extension] += 1
-        try:
-            content = json.loads(record) if record else {}
-        except ValueError:
-            content = {}
-        if not isinstance(content, dict):
-            return
+        content = parse_loosely(record)
         for name in JSON_FIELDS:
             if name in content:
                 self.fields[name, "json"] += 1
         size = content.get("image_size")
         if isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size):
             self.sizes[size[0], size[1]] += 1
+        return count_people(content)
 
     def update(self, other: "_Statistics") -> None:
         self.fields.update(other.fields)
@@ -261,6 +264,7 @@ class _Totals:
             "format": MANIFEST_FORMAT,
             "version": MANIFEST_VERSION,
             "samples": self.samples,
+            "people": sum(shard["people"] for shard in self.shards),
             "bytes": sum(shard["bytes"] for shard in self.shards),
             "shards": self.shards,
             "fields": fields,
@@ -287,21 +291,26 @@ def make_manifest(folder: str | Path, info: dict[str, Any] | None = None) -> Pat
     paths = sorted(folder.glob("*.tar"))
     if not paths:
         raise ShardError(f"{folder}: no *.tar in it")
+    info = dict(info or {})
+    if "schemas" in info:
+        info["schemas"] = check_schemas(info["schemas"])
     totals = _Totals()
     for path in paths:
         if not index_path(path).exists():
             index_tar(path)
         totals.add(*scan_shard(path))
-    return totals.write_manifest(folder, dict(info or {}))
+    return totals.write_manifest(folder, info)
 
 
 def scan_shard(path: Path) -> tuple[dict[str, Any], _Statistics]:
-    """Read an indexed tar once and return its entry in a manifest and what is in it.
+    """Read an indexed tar and return its entry in a manifest and what is in it; an index of version 1 is made again.
 
     Raises:
         ShardError: The tar does not fit its index.
     """
     index = read_index(index_path(path))
+    if index.people is None:
+        index = read_index(index_tar(path))
     sha, statistics = hashlib.sha256(), _Statistics()
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -317,8 +326,13 @@ def scan_shard(path: Path) -> tuple[dict[str, Any], _Statistics]:
                 file.seek(entry.offset)
                 contents[entry.extension] = data = file.read(entry.size)
                 check_crc(path, index.key(number), entry, data)
-            statistics.add(contents.keys(), contents.get("json"))
-    return _describe(path.name, len(index), size, sha, index_path(path).read_bytes()), statistics
+            people = statistics.add(contents.keys(), contents.get("json"))
+            if people != index.people[number]:
+                raise ShardError(
+                    f"{path}: sample {index.key(number)!r} has {people} people, its index says "
+                    f"{index.people[number]}; make the index again with index_tar"
+                )
+    return _describe(path.name, index, index_path(path).read_bytes(), sha), statistics
 
 
 def check_crc(path: Path, key: str, entry: Entry, data: bytes) -> None:
@@ -330,14 +344,14 @@ def check_crc(path: Path, key: str, entry: Entry, data: bytes) -> None:
         )
 
 
-def _describe(name: str, samples: int, size: int, sha: Any, index: bytes) -> dict[str, Any]:
-    digest = hashlib.sha256(index).hexdigest()
+def _describe(name: str, index: ShardIndex, data: bytes, sha: Any) -> dict[str, Any]:
     return {
         "name": name,
-        "samples": samples,
-        "bytes": size,
+        "samples": len(index),
+        "people": int(index.people.sum()),
+        "bytes": index.tar_bytes,
         "sha256": sha.hexdigest(),
-        "index_sha256": digest,
+        "index_sha256": hashlib.sha256(data).hexdigest(),
     }
 
 

@@ -19,6 +19,7 @@ def _sphere(key, size=(64, 48), seed=0):
         "key": key,
         "image": cv2.GaussianBlur(image, (5, 5), 0),
         "alpha": cv2.GaussianBlur(inside.astype(np.uint8) * 255, (3, 3), 0),
+        "foreground": 255 - np.where(inside[..., None], image // 16 * 16, 255).astype(np.uint8),
         "normals": normals.astype(np.float32),
         "depth": np.where(inside, 2.7 - 0.3 * dz, 0).astype(np.float32),
         "albedo": (np.where(inside[..., None], image // 32 * 32, 0)).astype(np.uint8),

@@ -287,9 +287,9 @@ def test_any_flipped_byte_of_an_index_is_noticed(folder):
 def test_an_index_of_a_newer_version(folder):
     path = index_path(folder / "synth-000000.tar")
     data = bytearray(path.read_bytes())
-    struct.pack_into("<I", data, 8, 2)
+    struct.pack_into("<I", data, 8, 3)
     path.write_bytes(data)
-    with pytest.raises(ShardError, match="index version 2, this s2kit reads versions up to 1; update"):
+    with pytest.raises(ShardError, match="index version 3, this s2kit reads versions up to 2; update"):
         ShardDataset(folder)[0]
 
 
