@@ -110,8 +110,8 @@ def warp_intrinsics(intrinsics: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return result.astype(np.float32)
 
 
-def warp_image(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Warp a picture: bilinear where it grows, averaged over the covered area where it shrinks; 0 outside the source.
+def warp_image(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], fill: float = 0) -> np.ndarray:
+    """Warp a picture: bilinear where it grows, averaged over the covered area where it shrinks.
 
     A target pixel is outside where its centre is; pixels at the rim are not darkened by the outside.
 
@@ -119,6 +119,7 @@ def warp_image(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> 
         image: (H, W) or (H, W, C) uint8 or float32.
         matrix: (3, 3) source pixel -> target pixel.
         size: (h, w) of the target.
+        fill: Value outside the source.
 
     Returns:
         (h, w) or (h, w, C) of the same type, contiguous, never the input's memory.
@@ -129,7 +130,7 @@ def warp_image(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> 
         return _flipped(_resize_image(image[y0:y1, x0:x1], size), flips, image)
     region = source_region(matrix, size, image.shape[:2])
     if region is None:
-        return np.zeros((*size, *image.shape[2:]), image.dtype)
+        return np.full((*size, *image.shape[2:]), fill, image.dtype)
     x0, y0, x1, y1 = region
     view, inner = image[y0:y1, x0:x1], matrix @ translation_matrix(x0, y0)
     shrink = np.linalg.norm(inner[:2, :2], axis=0)
@@ -142,9 +143,17 @@ def warp_image(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> 
         view, _opencv_matrix(inner), size[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
     warped = warped.reshape(*size, *image.shape[2:])
-    if not _covers(matrix, size, image.shape[:2]):
-        warped[warp_labels(np.ones(image.shape[:2], np.uint8), matrix, size) == 0] = 0
+    outside = outside_of(matrix, size, image.shape[:2])
+    if outside is not None:
+        warped[outside] = fill
     return warped
+
+
+def outside_of(matrix: np.ndarray, size: tuple[int, int], source_size: tuple[int, int]) -> np.ndarray | None:
+    """Return (h, w) bool, which target pixels have their centre outside the source; None if there are none."""
+    if _covers(matrix, size, source_size):
+        return None
+    return warp_labels(np.ones(source_size, np.uint8), matrix, size) == 0
 
 
 def warp_labels(labels: np.ndarray, matrix: np.ndarray, size: tuple[int, int], fill: float = 0) -> np.ndarray:

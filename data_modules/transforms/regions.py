@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from data_modules.transforms.checks import SampleRejected
+
 Region = tuple[int, int, int, int]
 
 
@@ -78,3 +80,48 @@ def random_region(region: Region, rng: np.random.Generator, attempts: int = 8) -
             top = y0 + int(rng.integers(0, y1 - y0 - height + 1))
             return left, top, left + width, top + height
     return region
+
+
+class RegionChoice:
+    """The part of a picture that training starts from: all of it, or the region around the person.
+
+    Args:
+        image_size: Network input (height, width), whose aspect the region around a person has.
+        person_crop: Whether to show the region around the person rather than the whole picture.
+        margin: Range of its side over the side of the person's box.
+        jitter: Largest displacement of its centre, in sides of the box.
+
+    Raises:
+        ValueError: If the margin is no range of positive factors.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        person_crop: bool = False,
+        margin: tuple[float, float] = (1.0, 1.5),
+        jitter: float = 0.1,
+    ) -> None:
+        if not 0 < margin[0] <= margin[1]:
+            raise ValueError(f"person_margin={margin}: it is a range (low, high) of positive factors")
+        self.image_size, self.person_crop, self.margin, self.jitter = image_size, person_crop, tuple(margin), jitter
+
+    def draw(
+        self, sample: dict[str, Any], rng: np.random.Generator, degrees: float = 0.0
+    ) -> tuple[Region, tuple[float, float]]:
+        """Return the region, and the point (x, y) that the picture is turned about by ``degrees`` first.
+
+        Raises:
+            SampleRejected: If a region around the person is asked for and there is no person in the picture.
+        """
+        height, width = sample["image"].shape[:2]
+        margin, shift = rng.uniform(*self.margin), rng.uniform(-self.jitter, self.jitter, 2)
+        if not self.person_crop:
+            return (0, 0, width, height), (width / 2, height / 2)
+        box = person_box(sample)
+        if box is None:
+            raise SampleRejected(sample["key"], "its picture shows no person to crop to")
+        region = region_around(box, (height, width), self.image_size, margin, tuple(shift), degrees)
+        if region is None:
+            raise SampleRejected(sample["key"], f"its box {box.tolist()} lies outside the picture")
+        return region, ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
