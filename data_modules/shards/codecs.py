@@ -68,29 +68,39 @@ def encode_sample(sample: dict[str, Any]) -> dict[str, bytes]:
     Raises:
         ShardError: An unknown field, or one whose type, shape or values cannot be stored.
     """
+    key = sample.get("key", "")
+    if "image" not in sample:
+        raise ShardError(f"sample {key!r}: no image; every sample has one")
+    size = np.shape(sample["image"])[:2]
+    picture = {EXTENSIONS["image"]: _encode_dense("image", sample["image"], size, key)}
+    labels = encode_labels({name: value for name, value in sample.items() if name != "image"}, size)
+    return dict(sorted((picture | labels).items()))
+
+
+def encode_labels(sample: dict[str, Any], image_size: tuple[int, ...]) -> dict[str, bytes]:
+    """Encode all of a raw sample but its image, for writers that store an image file's own bytes beside it.
+
+    Args:
+        sample: As for ``encode_sample``, without ``image``.
+        image_size: (height, width) of the image as ``read_image`` gives it.
+
+    Returns:
+        Member extension -> bytes, in the order of the extensions.
+
+    Raises:
+        ShardError: As for ``encode_sample``.
+    """
     key = check_key(sample.get("key", ""))
     unknown = sorted(set(sample) - set(FIELDS) - {"key"})
     if unknown:
         raise ShardError(f"sample {key!r}: unknown field {unknown[0]!r}; the fields are {', '.join(FIELDS)}")
-    if "image" not in sample:
-        raise ShardError(f"sample {key!r}: no image; every sample has one")
-    size = np.shape(sample["image"])[:2]
-    members = {}
-    for name in DENSE_FIELDS:
-        if name not in sample:
-            continue
-        array = sample[name]
-        wanted = (*size, _CHANNELS[name]) if name in _CHANNELS else tuple(size)
-        if not isinstance(array, np.ndarray) or array.dtype != _DTYPES[name] or array.shape != wanted:
-            got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise ShardError(f"sample {key!r}: {name} is {got}, it must be {_DTYPES[name]} {wanted}")
-        try:
-            encode = _encode_jpeg if name == "image" else _ENCODERS[name]
-            members[EXTENSIONS[name]] = encode(array)
-        except (planes.PlanesError, cv2.error) as error:
-            raise ShardError(f"sample {key!r}: {name}: {error}") from None
+    members = {
+        EXTENSIONS[name]: _encode_dense(name, sample[name], image_size, key)
+        for name in DENSE_FIELDS
+        if name in sample and name != "image"
+    }
     try:
-        members["json"] = canonical_json(encode_record(key, size, sample))
+        members["json"] = canonical_json(encode_record(key, image_size, sample))
     except ShardError as error:
         raise ShardError(f"sample {key!r}: {error}") from None
     return dict(sorted(members.items()))
@@ -151,6 +161,17 @@ def check_fields(fields: Collection[str] | None) -> set[str]:
     if unknown:
         raise ShardError(f"unknown field {unknown[0]!r}; the fields are {', '.join(FIELDS)}")
     return wanted
+
+
+def _encode_dense(name: str, array: Any, size: tuple[int, ...], key: str) -> bytes:
+    wanted = (*size, _CHANNELS[name]) if name in _CHANNELS else tuple(size)
+    if not isinstance(array, np.ndarray) or array.dtype != _DTYPES[name] or array.shape != wanted:
+        got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise ShardError(f"sample {key!r}: {name} is {got}, it must be {_DTYPES[name]} {wanted}")
+    try:
+        return (_encode_jpeg if name == "image" else _ENCODERS[name])(array)
+    except (planes.PlanesError, cv2.error) as error:
+        raise ShardError(f"sample {key!r}: {name}: {error}") from None
 
 
 def _encode_jpeg(image: np.ndarray) -> bytes:

@@ -5,6 +5,7 @@ import os
 import tarfile
 import zlib
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -157,7 +158,7 @@ class _OpenShard:
         self.temporary = path.with_name(path.name + ".tmp")
         self.samples: list[tuple[str, list[Entry]]] = []
         self.people: list[int] = []
-        self.statistics = _Statistics()
+        self.statistics = ShardContents()
         self._keys: set[str] = set()
         self._file = open(self.temporary, "wb")  # noqa: SIM115 - it stays open from sample to sample
         self._sha = hashlib.sha256()
@@ -183,7 +184,7 @@ class _OpenShard:
         self.samples.append((key, entries))
         self.people.append(self.statistics.add(members.keys(), members.get("json")))
 
-    def finish(self) -> tuple[dict[str, Any], "_Statistics"]:
+    def finish(self) -> tuple[dict[str, Any], "ShardContents"]:
         end = self._offset + 2 * tarfile.BLOCKSIZE
         self._put(bytes(-(-end // _RECORD) * _RECORD - self._offset))
         self._file.flush()
@@ -206,8 +207,8 @@ class _OpenShard:
         self._offset += len(data)
 
 
-class _Statistics:
-    """What the manifest says about the content of samples."""
+class ShardContents:
+    """What the manifest says about the content of a shard's samples."""
 
     def __init__(self) -> None:
         self.fields: Counter[tuple[str, str]] = Counter()
@@ -228,7 +229,7 @@ class _Statistics:
             self.sizes[size[0], size[1]] += 1
         return count_people(content)
 
-    def update(self, other: "_Statistics") -> None:
+    def update(self, other: "ShardContents") -> None:
         self.fields.update(other.fields)
         self.sizes.update(other.sizes)
 
@@ -238,13 +239,13 @@ class _Totals:
 
     def __init__(self) -> None:
         self.shards: list[dict[str, Any]] = []
-        self.statistics = _Statistics()
+        self.statistics = ShardContents()
 
     @property
     def samples(self) -> int:
         return sum(shard["samples"] for shard in self.shards)
 
-    def add(self, shard: dict[str, Any], statistics: _Statistics) -> None:
+    def add(self, shard: dict[str, Any], statistics: ShardContents) -> None:
         self.shards.append(shard)
         self.statistics.update(statistics)
 
@@ -291,18 +292,54 @@ def make_manifest(folder: str | Path, info: dict[str, Any] | None = None) -> Pat
     paths = sorted(folder.glob("*.tar"))
     if not paths:
         raise ShardError(f"{folder}: no *.tar in it")
+    for path in paths:
+        if not index_path(path).exists():
+            index_tar(path)
+    return write_manifest(folder, map(scan_shard, paths), info)
+
+
+def write_shard(
+    path: str | Path, samples: Iterable[tuple[str, dict[str, bytes]]]
+) -> tuple[dict[str, Any], ShardContents]:
+    """Write one shard and its index; return what ``write_manifest`` needs of it. For sets written by many processes.
+
+    Args:
+        path: The tar; it appears under this name only when it is whole.
+        samples: Key and encoded members of each sample.
+
+    Raises:
+        ShardError: As ``ShardWriter.write_encoded``.
+    """
+    shard = _OpenShard(Path(path))
+    try:
+        for key, members in samples:
+            shard.append(check_key(key), members)
+    except BaseException:
+        shard.discard()
+        raise
+    return shard.finish()
+
+
+def write_manifest(
+    folder: str | Path, shards: Iterable[tuple[dict[str, Any], ShardContents]], info: dict[str, Any] | None = None
+) -> Path:
+    """Write the manifest of shards that ``write_shard`` wrote or ``scan_shard`` read, in this order.
+
+    Args:
+        folder: Holds the shards.
+        shards: What these functions return.
+        info: As for ``ShardWriter``.
+    """
     info = dict(info or {})
     if "schemas" in info:
         info["schemas"] = check_schemas(info["schemas"])
     totals = _Totals()
-    for path in paths:
-        if not index_path(path).exists():
-            index_tar(path)
-        totals.add(*scan_shard(path))
-    return totals.write_manifest(folder, info)
+    for shard in shards:
+        totals.add(*shard)
+    return totals.write_manifest(Path(folder), info)
 
 
-def scan_shard(path: Path) -> tuple[dict[str, Any], _Statistics]:
+def scan_shard(path: Path) -> tuple[dict[str, Any], ShardContents]:
     """Read an indexed tar and return its entry in a manifest and what is in it; an index of version 1 is made again.
 
     Raises:
@@ -311,7 +348,7 @@ def scan_shard(path: Path) -> tuple[dict[str, Any], _Statistics]:
     index = read_index(index_path(path))
     if index.people is None:
         index = read_index(index_tar(path))
-    sha, statistics = hashlib.sha256(), _Statistics()
+    sha, statistics = hashlib.sha256(), ShardContents()
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size != index.tar_bytes:
