@@ -6,18 +6,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
+from data_modules.bad_samples import BadSamples
 from data_modules.collate import collate, collate_pictures, collate_training
+from data_modules.loader import ResumableLoader
+from data_modules.order.ranks import RankSlice
 from data_modules.predict import PictureDataset
-from data_modules.sampling import EpochSampler, RankSlice
+from data_modules.samples import EvaluationSamples, TrainingSamples
 from data_modules.shards import ShardDataset
-from data_modules.transforms import SampleRejected
+from s2kit.errors import UserError
 
 SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class ShardSource:
+    """A shard set and its share in a mixture.
+
+    Args:
+        path: Its folder, its manifest or a URL of one.
+        weight: Its share of the training samples, in any unit: sets of weights 3 and 1 give three to one, whatever
+            their sizes. Evaluation takes every sample once and ignores it.
+    """
+
+    path: str
+    weight: float = 1.0
 
 
 @dataclass
@@ -66,78 +82,64 @@ class SyntheticSets:
         )
 
 
-class TrainingSamples(Dataset[dict[str, Any]]):
-    """Training samples of a shard set; the augmentation of a sample is a function of ``seed`` and its number.
-
-    Args:
-        folder: A shard set (its folder or manifest).
-        fields: What to decode.
-        transform: ``transform(sample, rng) -> item``.
-        seed: Seed of the augmentation.
-    """
-
-    def __init__(self, folder: Path, fields: tuple[str, ...], transform: Callable[..., dict], seed: int) -> None:
-        self.samples = ShardDataset(folder, fields=fields)
-        self.transform, self.seed = transform, seed
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index_and_number: tuple[int, int]) -> dict[str, Any]:
-        """Return an item, or ``key`` and ``rejected`` (the reason) for a sample that the task cannot learn from."""
-        index, number = index_and_number
-        try:
-            return self.transform(self.samples[index], np.random.default_rng([self.seed, number]))
-        except SampleRejected as error:
-            return {"key": error.key, "rejected": error.reason}
-
-
-class EvaluationSamples(Dataset[dict[str, Any]]):
-    """Every sample of a shard set through ``transform(sample) -> item``; one that cannot be read is an error."""
-
-    def __init__(self, folder: Path, fields: tuple[str, ...], transform: Callable[[dict], dict]) -> None:
-        self.samples = ShardDataset(folder, fields=fields)
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.transform(self.samples[index])
-
-
 class TaskDataModule(LightningDataModule):
     """Loaders over shard sets for one task, and over a user's pictures for ``predict``.
 
+    Where no set is named at all, synthetic humans are made. A run goes on from a checkpoint with exactly the samples
+    that remain (see ``ResumableLoader``).
+
     Args:
         image_size: Network input (height, width); the command line takes it from the model.
-        root: Folder with the shard sets ``train``, ``val`` and ``test``. Without it synthetic humans are made.
-        synth: The synthetic sets to make without ``root``.
+        root: Folder or URL that holds the shard sets ``train``, ``val`` and ``test``.
+        train: A shard set, or a list of sets with weights to mix (see ``ShardSource``); over ``root``.
+        val: A shard set, or a list of sets to score one after the other; over ``root``. If sets are named but none
+            for this split, there is no such evaluation.
+        test: Likewise.
+        synth: The synthetic sets to make if no set is named.
         batch_size: Samples per step and device.
         num_workers: Loader processes per device.
         seed: Seed of order and augmentation.
+        block: Shards whose samples are mixed with each other in training; more of them mix better and read farther
+            apart.
+        max_bad_share: Share of training samples that may be unusable before the run stops, once 200 have been seen.
+        allow_changed: Whether to resume although data, weights or seed are not those of the checkpoint.
         predict_path: Pictures for ``predict``: a file, a folder, a glob pattern or a text list.
     """
 
-    #: Fields of a sample that the task reads.
+    #: Fields of a sample that the task reads, and those that every set must have.
     fields: ClassVar[tuple[str, ...]] = ("image",)
+    required: ClassVar[tuple[str, ...]] = ("image",)
+    #: Whether an item is a person instead of an image.
+    per_person: ClassVar[bool] = False
 
     def __init__(
         self,
         image_size: tuple[int, int] = (1024, 768),
         root: str | None = None,
+        train: list[ShardSource] | str | None = None,
+        val: list[ShardSource] | str | None = None,
+        test: list[ShardSource] | str | None = None,
         synth: SyntheticSets | None = None,
         batch_size: int = 8,
         num_workers: int = 2,
         seed: int = 0,
+        block: int = 8,
+        max_bad_share: float = 0.1,
+        allow_changed: bool = False,
         predict_path: str | None = None,
     ) -> None:
         super().__init__()
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.root = root
+        self.named = {"train": train, "val": val, "test": test}
         self.synth = synth or SyntheticSets()
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.batch_size, self.num_workers, self.seed, self.block = batch_size, num_workers, seed, block
+        self.bad_samples = BadSamples(max_bad_share)
+        self.allow_changed = allow_changed
         self.predict_path = predict_path
+        self._train_loader: ResumableLoader | None = None
+        self._loader_trainer: Any = None
+        self._restored: dict[str, Any] = {}
 
     def train_transform(self) -> Callable[..., dict]:
         """Return ``transform(sample, rng) -> item`` of the task."""
@@ -147,6 +149,13 @@ class TaskDataModule(LightningDataModule):
         """Return ``transform(sample) -> item`` of the task."""
         raise NotImplementedError
 
+    # ------------------------------------------------------------------------------------------------ which sets
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether no set is named, so that synthetic humans are made."""
+        return self.root is None and all(named is None for named in self.named.values())
+
     def _splits(self) -> tuple[str, ...]:
         """Return the splits that the running Trainer function needs; without a Trainer, all."""
         if self.trainer is None or self.trainer.state.fn is None or self.trainer.state.fn == TrainerFn.FITTING:
@@ -154,58 +163,151 @@ class TaskDataModule(LightningDataModule):
         return {TrainerFn.VALIDATING: ("val",), TrainerFn.TESTING: ("test",)}.get(self.trainer.state.fn, ())
 
     def prepare_data(self) -> None:
-        if self.root is None:
+        if self.is_synthetic:
             for split in self._splits():
                 self.synth.prepare(split)
 
-    def folder(self, split: str) -> Path:
-        """Return the shard set of ``split``.
+    def sources(self, split: str) -> list[ShardSource]:
+        """Return the shard sets of ``split``; none if others are named but not these.
 
         Raises:
-            FileNotFoundError: If ``root`` lacks it.
+            FileNotFoundError: If ``root`` is a folder that lacks them.
         """
+        named = self.named[split]
+        if named is not None:
+            return [ShardSource(named)] if isinstance(named, str) else list(named)
+        if self.is_synthetic:
+            return [ShardSource(str(self.synth.folder(split)))]
         if self.root is None:
-            return self.synth.folder(split)
+            return []
+        if "://" in self.root:
+            return [ShardSource(f"{self.root.rstrip('/')}/{split}")]
         folder = Path(self.root).expanduser() / split
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"data.root={self.root} has no folder {split!r}: it must hold the shard sets {', '.join(SPLITS)}"
             )
-        return folder
+        return [ShardSource(str(folder))]
 
-    def _loader(self, dataset: Dataset, sampler: Sampler | None, collate_fn: Callable, **options: Any) -> DataLoader:
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=collate_fn,
-            persistent_workers=False,
-            **options,
-        )
+    def open_sets(self, split: str) -> list[ShardDataset]:
+        """Open the shard sets of ``split``.
+
+        Raises:
+            UserError: One is empty.
+            data_modules.shards.ShardError: One cannot be read or lacks what the task needs.
+        """
+        sets = []
+        for source in self.sources(split):
+            part = ShardDataset(source.path, self.fields, self.required, per_person=self.per_person)
+            if len(part) == 0:
+                raise UserError(f"data.{split}: {source.path} has no {'people' if self.per_person else 'samples'}")
+            sets.append(part)
+        return sets
+
+    # ------------------------------------------------------------------------------------------------ loaders
 
     def _ranks(self) -> dict[str, int]:
         if self.trainer is None:
             return {"rank": 0, "world_size": 1}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
-    def train_dataloader(self) -> DataLoader:
-        dataset = TrainingSamples(self.folder("train"), self.fields, self.train_transform(), self.seed)
-        sampler = EpochSampler(len(dataset), self.batch_size, self.seed, **self._ranks())
-        return self._loader(dataset, sampler, collate_training, drop_last=True)
+    def train_dataloader(self) -> ResumableLoader:
+        weights = [source.weight for source in self.sources("train")]
+        if not weights:
+            raise UserError("data.train is not given, although data.val or data.test are")
+        dataset = TrainingSamples(self.open_sets("train"), self.train_transform(), weights, self.seed, self.block)
+        loader = ResumableLoader(
+            dataset,
+            self.batch_size,
+            dataset.identity(),
+            **self._ranks(),
+            allow_changed=self.allow_changed,
+            unfinished=self._unfinished_batches,
+            num_workers=self.num_workers,
+            collate_fn=collate_training,
+            # New workers every epoch would make each begin with a pause.
+            persistent_workers=self.num_workers > 0,
+        )
+        if self._restored:
+            loader.load_state_dict(self._restored["loader"])
+        elif self._train_loader is not None and self._loader_trainer is self.trainer:
+            loader.load_state_dict(self._train_loader.state_dict())  # Trainer(reload_dataloaders_every_n_epochs=...)
+        self._train_loader, self._loader_trainer = loader, self.trainer
+        return loader
 
-    def _evaluation_loader(self, split: str) -> DataLoader:
-        dataset = EvaluationSamples(self.folder(split), self.fields, self.eval_transform())
-        return self._loader(dataset, RankSlice(len(dataset), **self._ranks()), collate)
+    def _evaluation_loader(self, split: str) -> DataLoader | list[DataLoader]:
+        sets = self.open_sets(split)
+        if not sets:
+            return []
+        dataset = EvaluationSamples(sets, self.eval_transform())
+        return self._sliced(dataset, collate)
 
-    def val_dataloader(self) -> DataLoader:
+    def _sliced(self, dataset: Dataset, collate_fn: Callable) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=RankSlice(len(dataset), **self._ranks()),
+            num_workers=self.num_workers,
+            collate_fn=collate_fn,
+        )
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
         return self._evaluation_loader("val")
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader | list[DataLoader]:
         return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader:
         if self.predict_path is None:
             raise ValueError("nothing to predict: give --data.predict_path a picture, a folder, a glob or a text list")
-        dataset = PictureDataset(self.predict_path, self.image_size)
-        return self._loader(dataset, RankSlice(len(dataset), **self._ranks()), collate_pictures)
+        return self._sliced(PictureDataset(self.predict_path, self.image_size), collate_pictures)
+
+    # ------------------------------------------------------------------------------------------------ resuming
+
+    @property
+    def samples_seen(self) -> int:
+        """Training samples handed out to all ranks since the start of training, over all resumed runs."""
+        return self._train_loader.samples_seen if self._train_loader is not None else 0
+
+    def _unfinished_batches(self) -> int:
+        """Return how many batches are in training now: a run that stops by an exception has not learned from them."""
+        if self.trainer is None:
+            return 0
+        current = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return current.ready - current.processed
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the training loader's state. Lightning saves it with every checkpoint and always loads it, while it
+        leaves out the loader's own when a run resumes at the end of an epoch."""
+        if self._train_loader is None:
+            return {}
+        return {"loader": self._train_loader.state_dict(), "epoch_batches": self.trainer.num_training_batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            return  # a checkpoint to be scored; the run's own position stays
+        self._restored = state
+        if self._train_loader is not None and self._loader_trainer is self.trainer:
+            self._train_loader.load_state_dict(state["loader"])
+
+    def align_epoch(self) -> None:
+        """Fit Lightning's count of the epoch's batches to the present size of a batch; called by the task.
+
+        The count says how many batches of the epoch are done. With another number of ranks or another batch size an
+        epoch has more or fewer of them, and the count would end it at the wrong place. Which samples come is not
+        touched: the order does not know Lightning's epochs.
+        """
+        state, self._restored = self._restored, {}
+        before, now = state.get("epoch_batches"), self.trainer.num_training_batches
+        if not before or before == now:
+            return
+        count = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        accumulate = self.trainer.accumulate_grad_batches
+        # At an end it stays at the end; else the same share of the epoch, at the beginning of an accumulation.
+        done = now if count.processed >= before else count.processed * now // before // accumulate * accumulate
+        shift = done - count.processed
+        for name in ("ready", "started", "processed", "completed"):
+            setattr(count, name, getattr(count, name) + shift)
+
+    def teardown(self, stage: str) -> None:
+        self._restored = {}

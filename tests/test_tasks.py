@@ -85,7 +85,7 @@ def test_rejected_samples_are_left_out_of_a_batch_and_too_many_end_the_training(
     assert batch["key"] == ["a", "b"]
     assert batch["rejected"] == [("c", "no person")]
     train(task, [sample("a"), rejected], 1)
-    with pytest.raises(RuntimeError, match="more than 10%; the last one: c: no person"):
+    with pytest.raises(RuntimeError, match=r"more than data\.max_bad_share=0\.1; the last one: c: no person"):
         train(task, [sample("a"), rejected, rejected, rejected] * 60, 60, batch_size=4)
 
 

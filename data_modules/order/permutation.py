@@ -1,10 +1,10 @@
 """Keyed pseudo-random permutations of 0 .. size - 1 that are computed place by place, forwards and backwards.
 
 An alternating Feistel network on pairs (l, r), l in Z_a and r in Z_b with a * b >= size: l += F(r) mod a, then
-r += F(l) mod b, and so on. Every such step can be undone, whatever F is, so the whole permutes a * b values. a and b are
-close to the square root of size, so that fewer than a values lie outside of the range; a value that lands there is sent
-through the network again until it comes back inside (cycle walking; Black and Rogaway, "Ciphers with arbitrary finite
-domains", 2002). F is the finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
+r += F(l) mod b, and so on. Every such step can be undone, whatever F is, so the whole permutes a * b values. a and b
+are close to the square root of size, so that fewer than a values lie outside of the range; a value that lands there is
+sent through the network again until it comes back inside (cycle walking; Black and Rogaway, "Ciphers with arbitrary
+finite domains", 2002). F is the finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
 
 This spreads samples evenly, it hides nothing: it is no cipher to rely on.
 """

@@ -1,6 +1,5 @@
 """What every task shares: building from plain config, optimisation, evaluation at the source's size, prediction."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +10,8 @@ from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from data_modules.bad_samples import BadSamples
+from data_modules.base import TaskDataModule
 from s2kit import optim
 from s2kit.inference.geometry import unletterbox
 from s2kit.models import create_backbone
@@ -21,11 +22,6 @@ PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 #: Consecutive steps without a finite gradient after which a run stops.
 MAX_BAD_STEPS = 10
-#: Share of training samples that may be unusable, once so many have been seen.
-MAX_REJECTED_SHARE = 0.1
-MIN_SEEN = 200
-
-logger = logging.getLogger(__name__)
 
 
 def overrides_for(arch: str, overrides: dict[str, Any] | None) -> dict[str, Any]:
@@ -99,7 +95,8 @@ class Task(LightningModule):
         self.configure_metrics()
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
-        self._bad_steps = self._seen = self._rejected = 0
+        self._bad_steps = 0
+        self._bad_samples = BadSamples()
         self._batch_keys: list[str] = []
         if weights is not None:
             load_weights(self, weights, strict=strict)
@@ -175,9 +172,17 @@ class Task(LightningModule):
         """Map a normalised image ``(B, 3, H, W)`` to the head's raw output."""
         return self.decode_head(self.backbone(image).patches)
 
+    def on_train_start(self) -> None:
+        data = self.trainer.datamodule
+        if isinstance(data, TaskDataModule):
+            data.align_epoch()
+            self._bad_samples = data.bad_samples
+        folder = self.trainer.log_dir if self.trainer.loggers and not self.trainer.fast_dev_run else None
+        self._bad_samples.write_to(folder, self.global_rank)
+
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         self._batch_keys = batch["key"]
-        self._count_rejected(batch)
+        self._log_data(batch)
         if not batch["key"]:
             return sum(parameter.sum() * 0.0 for parameter in self.parameters())
         losses = self.compute_losses(self(self.normalise(batch["image"])), batch)
@@ -186,26 +191,23 @@ class Task(LightningModule):
         self.log_dict({f"train/{name}": losses[name] for name in losses if name != "loss"}, batch_size=size)
         return losses["loss"]
 
-    def _count_rejected(self, batch: dict[str, Any]) -> None:
-        """Log the samples that the loader could not use.
+    def _log_data(self, batch: dict[str, Any]) -> None:
+        """Count the samples, and those that the loader could not use.
 
         Raises:
-            RuntimeError: When their share is above ``MAX_REJECTED_SHARE``.
+            RuntimeError: When the share of these is above the limit.
         """
+        values = {}
+        if isinstance(self.trainer.datamodule, TaskDataModule):
+            values["data/samples_seen"] = self.trainer.datamodule.samples_seen
         rejected = batch.get("rejected", [])
-        self._seen += len(batch["key"]) + len(rejected)
-        self._rejected += len(rejected)
-        if not rejected:
-            return
-        self.log("data/rejected", float(self._rejected), batch_size=max(1, len(batch["key"])))
-        for key, reason in rejected:
-            logger.info("sample %s is left out: %s", key, reason)
-        if self._seen >= MIN_SEEN and self._rejected > MAX_REJECTED_SHARE * self._seen:
-            key, reason = rejected[-1]
-            raise RuntimeError(
-                f"{self._rejected} of {self._seen} training samples could not be used, which is more than "
-                f"{MAX_REJECTED_SHARE:.0%}; the last one: {key}: {reason}"
-            )
+        self._bad_samples.add(len(batch["key"]), rejected, self.global_step)
+        if rejected:
+            values["data/bad_samples"] = self._bad_samples.count
+            values |= {f"data/bad_samples/{kind}": count for kind, count in self._bad_samples.reasons.items()}
+        # float64: float32 counts to 17 million only.
+        exact = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+        self.log_dict(exact, batch_size=max(1, len(batch["key"])))
 
     def _predict_batch(self, batch: dict[str, Any]) -> list[Any]:
         image = self.normalise(batch["image"])

@@ -1,0 +1,81 @@
+"""Samples that training had to leave out: counted by reason, listed in a file, and a limit on their share."""
+
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+FILE_NAME = "bad_samples.jsonl"
+
+logger = logging.getLogger(__name__)
+
+
+class BadSamples:
+    """The samples that one process's loader could not use.
+
+    Args:
+        max_share: Share of the samples above which training stops.
+        min_seen: Samples to have seen before the share says anything.
+
+    Attributes:
+        seen: Samples that were asked for, good and bad.
+        reasons: Number of bad samples by reason; numbers in a reason are replaced by ``N``.
+    """
+
+    def __init__(self, max_share: float = 0.1, min_seen: int = 200) -> None:
+        if not 0 <= max_share <= 1:
+            raise ValueError(f"data.max_bad_share={max_share}: must be a share between 0 and 1")
+        self.max_share, self.min_seen = max_share, min_seen
+        self.seen = 0
+        self.reasons: Counter[str] = Counter()
+        self.path: Path | None = None
+        self.rank = 0
+
+    @property
+    def count(self) -> int:
+        """Number of bad samples."""
+        return self.reasons.total()
+
+    def write_to(self, folder: Path | None, rank: int = 0) -> None:
+        """List what comes from now on in ``folder`` / ``bad_samples.jsonl``, one line a sample; None lists nothing.
+
+        Ranks share the file: each line is written at once, at the end.
+        """
+        self.path = None if folder is None else Path(folder) / FILE_NAME
+        self.rank = rank
+
+    def add(self, good: int, bad: Sequence[tuple[str, str]], step: int = 0) -> None:
+        """Count a batch.
+
+        Args:
+            good: Number of usable samples.
+            bad: (key, reason) of the others.
+            step: Optimiser step, for the file.
+
+        Raises:
+            RuntimeError: The share of bad samples is above the limit.
+        """
+        self.seen += good + len(bad)
+        if not bad:
+            return
+        self.reasons.update(kind_of(reason) for _, reason in bad)
+        for key, reason in bad:
+            logger.info("sample %s is left out: %s", key, reason)
+        if self.path is not None:
+            lines = ({"key": key, "reason": reason, "step": step, "rank": self.rank} for key, reason in bad)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        if self.seen >= self.min_seen and self.count > self.max_share * self.seen:
+            key, reason = bad[-1]
+            raise RuntimeError(
+                f"{self.count} of {self.seen} training samples could not be used, which is more than "
+                f"data.max_bad_share={self.max_share:g}; the last one: {key}: {reason}"
+            )
+
+
+def kind_of(reason: str) -> str:
+    """Return a reason without what is particular to one sample: the text up to a colon, numbers as ``N``."""
+    return re.sub(r"\[[^\]]*\]|-?\d+(\.\d+)?", "N", reason.partition(":")[0])

@@ -1,0 +1,83 @@
+"""Samples of shard sets as a task sees them: decoded, transformed, and the bad ones told apart."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from data_modules.images import ImageError
+from data_modules.order import SampleOrder
+from data_modules.shards import ShardDataset, ShardError
+from data_modules.transforms import SampleRejected
+
+
+class TrainingSamples(Dataset[dict[str, Any]]):
+    """Training samples by their number since the start of training; the number decides the augmentation too.
+
+    Args:
+        sets: The shard sets to draw from.
+        transform: ``transform(sample, rng) -> item``.
+        weights: Share of the draws of each set, in any unit; by default equal shares.
+        seed: Seed of order and augmentation.
+        block: Shards whose samples are mixed with each other.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[ShardDataset],
+        transform: Callable[..., dict],
+        weights: Sequence[float] | None = None,
+        seed: int = 0,
+        block: int = 8,
+    ) -> None:
+        self.sets, self.transform, self.seed = list(sets), transform, seed
+        self.order = SampleOrder([part.counts for part in self.sets], weights, seed, block)
+
+    def __len__(self) -> int:
+        return self.order.epoch_samples
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Return the item of sample ``number`` >= 0, in whichever epoch; ``key`` and ``rejected`` (the reason) for one
+        that cannot be read or that the task cannot learn from."""
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Return the items of several numbers, for which the order is computed at once."""
+        sets, indices = self.order.batch(np.asarray(numbers))
+        return [self._item(self.sets[part], int(index), number) for part, index, number in zip(sets, indices, numbers)]
+
+    def _item(self, samples: ShardDataset, index: int, number: int) -> dict[str, Any]:
+        try:
+            return self.transform(samples[index], np.random.default_rng([self.seed, number]))
+        except SampleRejected as error:
+            return {"key": error.key, "rejected": error.reason}
+        except (ShardError, ImageError) as error:
+            return {"key": _key(samples, index), "rejected": f"unreadable: {error}"}
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides which sample a number means, as plain values: to be saved and compared."""
+        return {**self.order.describe(), "digests": [part.digest for part in self.sets]}
+
+
+def _key(samples: ShardDataset, index: int) -> str:
+    try:
+        return samples.key(index)
+    except ShardError:
+        return f"number {index}"  # the index that holds the keys is what cannot be read
+
+
+class EvaluationSamples(Dataset[dict[str, Any]]):
+    """Every sample of shard sets, one set after the other; one that cannot be read is an error."""
+
+    def __init__(self, sets: Sequence[ShardDataset], transform: Callable[[dict], dict]) -> None:
+        self.sets, self.transform = list(sets), transform
+        self.ends = np.cumsum([len(part) for part in self.sets])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        part = int(np.searchsorted(self.ends, index, "right"))
+        samples = self.sets[part]
+        return self.transform(samples[index - int(self.ends[part]) + len(samples)])
