@@ -6,9 +6,25 @@ The modules are resolved on first use, so that a process that only renders or re
 from importlib import import_module
 from typing import Any
 
-__all__ = ["NormalsDataModule"]
+_HOMES = {
+    "AlbedoDataModule": "data_modules.albedo",
+    "MattingDataModule": "data_modules.matting",
+    "NormalsDataModule": "data_modules.normals",
+    "PointmapDataModule": "data_modules.pointmap",
+    "PoseDataModule": "data_modules.pose",
+    "PretrainingDataModule": "data_modules.pretraining",
+    "SegmentationDataModule": "data_modules.segmentation",
+}
 
-_HOMES = {"NormalsDataModule": "data_modules.normals"}
+__all__ = [
+    "AlbedoDataModule",
+    "MattingDataModule",
+    "NormalsDataModule",
+    "PointmapDataModule",
+    "PoseDataModule",
+    "PretrainingDataModule",
+    "SegmentationDataModule",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 
-from data_modules.transforms.checks import SampleRejected, check_sample
+from data_modules.transforms.checks import SampleRejected
 from data_modules.transforms.geometry import warp_image
 from data_modules.transforms.letterboxed import LetterboxTrainTransform
 

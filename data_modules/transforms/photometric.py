@@ -9,6 +9,7 @@ pair of interpolations.
 """
 
 import math
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -22,11 +23,16 @@ def _table(values: np.ndarray) -> np.ndarray:
 
 
 def distort_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Change brightness, contrast, saturation and hue, each with probability 0.5.
+    """Change brightness, contrast, saturation and hue, each with probability 0.5; see ``draw_distortion``."""
+    return draw_distortion(rng)(image)
+
+
+def draw_distortion(rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
+    """Draw a change of colours, to be applied to one picture or to several in the same way.
 
     Brightness adds U(-32, 32), contrast multiplies by U(0.5, 1.5), in equal shares before or after saturation
-    (times U(0.5, 1.5)) and hue (plus an integer of -18..18, of 180), which act in OpenCV's 8-bit HSV. Values are
-    clipped after each step.
+    (times U(0.5, 1.5)) and hue (plus an integer of -18..18, of 180), which act in OpenCV's 8-bit HSV. Each happens
+    with probability 0.5, and values are clipped after each step.
     """
     does_brightness, does_contrast, contrast_first, does_saturation, does_hue = rng.random(5) < 0.5
     delta, contrast, saturation = rng.uniform(-32, 32), rng.uniform(0.5, 1.5), rng.uniform(0.5, 1.5)
@@ -36,13 +42,17 @@ def distort_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         before = _table(before + delta).astype(np.float64)
     if does_contrast and contrast_first:
         before = _table(before * contrast).astype(np.float64)
-    if before is not _LEVELS:
-        image = cv2.LUT(image, _table(before))
-    if does_saturation or does_hue:
-        image = _shift_hsv(image, hue if does_hue else 0, saturation if does_saturation else 1.0)
-    if does_contrast and not contrast_first:
-        image = cv2.LUT(image, _table(_LEVELS * contrast))
-    return image
+
+    def distort(image: np.ndarray) -> np.ndarray:
+        if before is not _LEVELS:
+            image = cv2.LUT(image, _table(before))
+        if does_saturation or does_hue:
+            image = _shift_hsv(image, hue if does_hue else 0, saturation if does_saturation else 1.0)
+        if does_contrast and not contrast_first:
+            image = cv2.LUT(image, _table(_LEVELS * contrast))
+        return image
+
+    return distort
 
 
 def _shift_hsv(image: np.ndarray, hue: int, saturation: float) -> np.ndarray:
@@ -91,3 +101,31 @@ def down_up_sample(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     height, width = image.shape[:2]
     small = (max(1, round(width * factor)), max(1, round(height * factor)))
     return cv2.resize(cv2.resize(image, small, interpolation=down), (width, height), interpolation=up)
+
+
+def box_blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Average over a square of 3, 5 or 7 pixels."""
+    side = 2 * int(rng.integers(1, 4)) + 1
+    return cv2.blur(image, (side, side))
+
+
+def median_blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Take the median over a square of 3, 5 or 7 pixels."""
+    return cv2.medianBlur(image, 2 * int(rng.integers(1, 4)) + 1)
+
+
+def cut_hole(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Blacken one rectangle, whose sides are U(0.2, 0.4) of the picture's, anywhere within it."""
+    height, width = (max(1, round(side * rng.uniform(0.2, 0.4))) for side in image.shape[:2])
+    top = int(rng.integers(0, image.shape[0] - height + 1))
+    left = int(rng.integers(0, image.shape[1] - width + 1))
+    image = image.copy()
+    image[top : top + height, left : left + width] = 0
+    return image
+
+
+def compress(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Write as JPEG of quality 30 to 60 and read again."""
+    quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(30, 61))]
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)
+    return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)

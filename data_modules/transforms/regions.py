@@ -22,11 +22,18 @@ def person_box(sample: dict[str, Any]) -> np.ndarray | None:
         box = np.asarray(sample["box"], np.float64)
         return box if np.isfinite(box).all() and box[2] > box[0] and box[3] > box[1] else None
     if "alpha" in sample:
-        mask = sample["alpha"] > 127
-    elif "normals" in sample:
-        mask = (sample["normals"] != 0).any(axis=2)
-    else:
-        raise KeyError(f"sample {sample.get('key')!r}: a person-centred crop needs 'box', 'alpha' or 'normals'")
+        return alpha_box(sample["alpha"])
+    if "normals" in sample:
+        return _mask_box((sample["normals"] != 0).any(axis=2))
+    raise KeyError(f"sample {sample.get('key')!r}: a person-centred crop needs 'box', 'alpha' or 'normals'")
+
+
+def alpha_box(alpha: np.ndarray, threshold: int = 127) -> np.ndarray | None:
+    """Return the box (4,) float64 of what ``alpha`` uint8 (H, W) covers by more than ``threshold``; None if nothing."""
+    return _mask_box(alpha > threshold)
+
+
+def _mask_box(mask: np.ndarray) -> np.ndarray | None:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return None
