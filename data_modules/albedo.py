@@ -15,5 +15,6 @@ class AlbedoDataModule(DenseDataModule):
     """
 
     fields: ClassVar[tuple[str, ...]] = ("image", "alpha", "albedo", "box")
+    required: ClassVar[tuple[str, ...]] = ("image", "albedo")
     augmentation: ClassVar = AlbedoTrainTransform
     labels = staticmethod(albedo_labels)

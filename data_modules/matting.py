@@ -22,6 +22,7 @@ class MattingDataModule(DenseDataModule):
     """
 
     fields: ClassVar[tuple[str, ...]] = ("image", "alpha", "foreground", "box")
+    required: ClassVar[tuple[str, ...]] = ("image", "alpha")
     augmentation: ClassVar = MattingTrainTransform
     fit: ClassVar[str] = "stretch"
     labels = staticmethod(matting_labels)

@@ -16,5 +16,6 @@ class PointmapDataModule(DenseDataModule):
     """
 
     fields: ClassVar[tuple[str, ...]] = ("image", "alpha", "depth", "intrinsics", "box")
+    required: ClassVar[tuple[str, ...]] = ("image", "depth", "intrinsics")
     augmentation: ClassVar = PointmapTrainTransform
     labels = staticmethod(pointmap_labels)

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from data_modules.base import TaskDataModule
 from data_modules.label_schemas import check_schema
+from data_modules.shards import ShardDataset
 from data_modules.transforms import PoseEvalTransform, PoseTrainTransform
 from data_modules.transforms.pose import PADDING
 
@@ -25,6 +26,7 @@ class PoseDataModule(TaskDataModule):
     """
 
     fields: ClassVar[tuple[str, ...]] = ("image", "box", "keypoints", "visibility")
+    required: ClassVar[tuple[str, ...]] = ("image", "keypoints", "visibility")
     #: Items are people, not images.
     per_person: ClassVar[bool] = True
 
@@ -38,8 +40,10 @@ class PoseDataModule(TaskDataModule):
         super().__init__(**kwargs)
         self.schema, self.augment, self.padding = schema, augment or {}, padding
 
-    def check_manifest(self, manifest: dict[str, Any], source: str) -> None:
-        check_schema("keypoints", self.schema, manifest, source)
+    def open_sets(self, split: str) -> list[ShardDataset]:
+        sets = super().open_sets(split)
+        check_schema("keypoints", self.schema, sets)
+        return sets
 
     def train_transform(self) -> Callable[..., dict]:
         return PoseTrainTransform(self.image_size, schema=self.schema, padding=self.padding, **self.augment)

@@ -7,6 +7,7 @@ import numpy as np
 
 from data_modules.dense import DenseDataModule
 from data_modules.label_schemas import check_schema
+from data_modules.shards import ShardDataset
 from data_modules.transforms.segmentation import SegmentationTrainTransform, segmentation_labels
 from s2kit.schemas import load_class_list
 
@@ -25,6 +26,7 @@ class SegmentationDataModule(DenseDataModule):
     """
 
     fields: ClassVar[tuple[str, ...]] = ("image", "parts", "box", "meta")
+    required: ClassVar[tuple[str, ...]] = ("image", "parts")
     augmentation: ClassVar = SegmentationTrainTransform
     fit: ClassVar[str] = "stretch"
 
@@ -33,8 +35,10 @@ class SegmentationDataModule(DenseDataModule):
         self.schema, self.backgrounds = schema, backgrounds
         self.classes = load_class_list(schema)
 
-    def check_manifest(self, manifest: dict[str, Any], source: str) -> None:
-        check_schema("parts", self.schema, manifest, source)
+    def open_sets(self, split: str) -> list[ShardDataset]:
+        sets = super().open_sets(split)
+        check_schema("parts", self.schema, sets)
+        return sets
 
     def labels(self, sample: dict[str, Any]) -> dict[str, np.ndarray]:
         return segmentation_labels(sample, self.classes)

@@ -25,9 +25,8 @@ def defined_albedo(albedo: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
 def albedo_target(albedo: np.ndarray, valid: np.ndarray) -> dict[str, np.ndarray]:
     """Return ``albedo`` (3, h, w) float32 in 0..1 (sRGB-encoded), 0 where not ``valid`` (h, w), and ``valid``."""
     planes = np.empty((3, *valid.shape), np.float32)
-    scale = valid * np.float32(1 / 255)
-    for plane, channel in zip(planes, cv2.split(albedo)):
-        np.multiply(channel, scale, out=plane)
+    for plane, channel in zip(planes, cv2.split(cv2.copyTo(albedo, valid.view(np.uint8)))):
+        np.multiply(channel, np.float32(1 / 255), out=plane)
     return {"albedo": planes, "valid": valid[None]}
 
 

@@ -181,6 +181,4 @@ class LetterboxTrainTransform:
         changed = photometric.distort_colours(warped, rng)
         # The corners that a rotation leaves empty stay black.
         outside = outside_of(matrix, size, image.shape[:2])
-        if outside is not None:
-            changed[outside] = 0
-        return changed
+        return changed if outside is None else cv2.copyTo(changed, (~outside).view(np.uint8))

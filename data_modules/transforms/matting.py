@@ -29,16 +29,16 @@ def matting_target(image: np.ndarray, alpha: np.ndarray, foreground: np.ndarray 
         ``alpha`` (1, h, w) float32 in 0..1; ``foreground`` (3, h, w) float32 in 0..1, premultiplied; ``valid`` (1, h,
         w) bool, where the foreground is known. Alpha is known everywhere.
     """
+    planes = np.empty((3, *alpha.shape), np.float32)
     if foreground is None:
         opaque = alpha >= OPAQUE
-        foreground, valid = image, opaque | (alpha == 0)
-        share = opaque.astype(np.float32)
+        valid = opaque | (alpha == 0)
+        for plane, channel in zip(planes, cv2.split(cv2.copyTo(image, opaque.view(np.uint8)))):
+            np.multiply(channel, np.float32(1 / 255), out=plane)
     else:
-        valid, share = np.ones(alpha.shape, bool), alpha.astype(np.float32) / 255
-    planes = np.empty((3, *alpha.shape), np.float32)
-    share255 = share * np.float32(1 / 255)
-    for plane, channel in zip(planes, cv2.split(foreground)):
-        np.multiply(channel, share255, out=plane)
+        valid = np.ones(alpha.shape, bool)
+        for plane, channel in zip(planes, cv2.split(foreground)):
+            cv2.multiply(channel, alpha, dst=plane, scale=1 / 255**2, dtype=cv2.CV_32F)
     return {"alpha": alpha[None].astype(np.float32) / 255, "foreground": planes, "valid": valid[None]}
 
 

@@ -27,7 +27,7 @@ def normals_target(normals: np.ndarray, alpha: np.ndarray | None) -> tuple[np.nd
     valid = (square > 1e-2) & (square < np.inf)
     if alpha is not None:
         valid &= alpha > 127
-    inverse = np.divide(1, np.sqrt(square), out=np.zeros_like(square), where=valid)
+    inverse = cv2.copyTo(1 / np.sqrt(np.maximum(square, 1e-2)), valid.view(np.uint8))
     planes = np.empty((3, *square.shape), np.float32)
     with np.errstate(invalid="ignore"):
         for plane, channel in zip(planes, channels):
