@@ -116,9 +116,9 @@ class TaskDataModule(LightningDataModule):
         self,
         image_size: tuple[int, int] = (1024, 768),
         root: str | None = None,
-        train: list[ShardSource] | str | None = None,
-        val: list[ShardSource] | str | None = None,
-        test: list[ShardSource] | str | None = None,
+        train: list[ShardSource | str] | str | None = None,
+        val: list[ShardSource | str] | str | None = None,
+        test: list[ShardSource | str] | str | None = None,
         synth: SyntheticSets | None = None,
         batch_size: int = 8,
         num_workers: int = 2,
@@ -175,7 +175,8 @@ class TaskDataModule(LightningDataModule):
         """
         named = self.named[split]
         if named is not None:
-            return [ShardSource(named)] if isinstance(named, str) else list(named)
+            listed = [named] if isinstance(named, str) else named
+            return [ShardSource(source) if isinstance(source, str) else source for source in listed]
         if self.is_synthetic:
             return [ShardSource(str(self.synth.folder(split)))]
         if self.root is None:

@@ -51,9 +51,10 @@ def locate(name: str, args: list[str]) -> str:
 
 
 def _annotated_dataclasses(annotation: Any) -> Iterator[type]:
-    for candidate in (annotation, *get_args(annotation)):
-        if inspect.isclass(candidate) and is_dataclass(candidate):
-            yield candidate
+    if inspect.isclass(annotation) and is_dataclass(annotation):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _annotated_dataclasses(part)
 
 
 def option_names(args: list[str]) -> set[str]:
