@@ -23,7 +23,7 @@ import lz4.frame
 import numpy as np
 import zstandard
 
-from data_modules.shards import planes
+from data_modules.shards import directions, planes
 
 CAPSULES = [  # x, y, x, y, radius in a picture of 1024 x 768 pixels; distance; part; albedo
     (384, 120, 384, 165, 90, 0, 3, (224, 178, 150)),
@@ -163,7 +163,7 @@ def octahedral(size: tuple[int, int], bits: int, delta: bool = False) -> tuple[C
     word = np.int8 if bits <= 8 else np.int16
 
     def encode(normals: np.ndarray) -> bytes:
-        u, v = (code.astype(word) for code in planes.fold_octahedral(normals, bits))
+        u, v = (code.astype(word) for code in directions.fold_octahedral(normals, bits))
         if not delta:
             return np.dstack([u, v]).tobytes()
         left = [np.diff(code, axis=1, prepend=word(0)) for code in (u, v)]
@@ -178,7 +178,9 @@ def octahedral(size: tuple[int, int], bits: int, delta: bool = False) -> tuple[C
         else:
             u, v = np.moveaxis(np.frombuffer(data, word).reshape(*size, 2), 2, 0)
         out = np.empty((*size, 3), np.float32)
-        planes.unfold_octahedral(u.astype(np.float32), v.astype(np.float32), bits, out)
+        # Behind a row and a column of zeros, as undoing a prediction leaves them.
+        u, v = (np.pad(codes.astype(np.float32), ((1, 0), (1, 0))) for codes in (u, v))
+        directions.unfold_octahedral(u, v, bits, out)
         return out
 
     return encode, decode
@@ -236,7 +238,8 @@ def encodings(size: tuple[int, int]) -> Iterator[Encoding]:
         "octahedral 2 x 16 bits, predicted, zstd": shards(planes.encode_normals, bits=16),
         "octahedral 2 x 14 bits, predicted, zstd": shards(planes.encode_normals, bits=14),
         "octahedral 2 x 13 bits, predicted, lz4": shards_lz4(planes.encode_normals, bits=13),
-        "octahedral 2 x 13 bits, predicted, zstd (shards)": shards(planes.encode_normals),
+        "octahedral 2 x 13 bits, predicted, zstd (shards, beyond 126 degrees)": shards(planes.encode_normals, bits=13),
+        "stereographic 2 x 14 bits, predicted, zstd (shards)": shards(planes.encode_normals),
         "octahedral 2 x 12 bits, predicted, zstd": shards(planes.encode_normals, bits=12),
     }.items():
         yield Encoding("normals", name, *pair)

@@ -31,7 +31,7 @@ JPEG_QUALITY = 95
 EXTENSIONS = {
     "image": "jpg",
     "alpha": "alpha.u8.zst",
-    "normals": "normals.oct.zst",
+    "normals": "normals.q14.zst",
     "depth": "depth.q16.zst",
     "albedo": "albedo.u8.zst",
     "parts": "parts.u8.zst",

@@ -60,7 +60,7 @@ def test_manifest_says_what_is_there(folder):
         assert shard["index_sha256"] == hashlib.sha256(index_path(path).read_bytes()).hexdigest()
     assert manifest["samples"] == 7 and manifest["bytes"] == sum(path.stat().st_size for path in tars)
     assert manifest["image_sizes"] == [{"height": 64, "width": 48, "samples": 7}]
-    assert manifest["fields"]["normals"] == {"samples": 7, "members": ["normals.oct.zst"]}
+    assert manifest["fields"]["normals"] == {"samples": 7, "members": ["normals.q14.zst"]}
     assert manifest["fields"]["keypoints"] == {"samples": 7, "members": ["json"]}
     assert manifest["normals_frame"] == "opengl" and manifest["schemas"]["keypoints"] == "sapiens2-308"
     assert {name: manifest[name] for name in INFO} == INFO
@@ -216,11 +216,11 @@ def flip(path, offset):
 
 def test_a_flipped_byte_is_named(folder):
     path = folder / "synth-000001.tar"
-    entry = next(e for e in read_index(index_path(path)).entries(2) if e.extension == "normals.oct.zst")
+    entry = next(e for e in read_index(index_path(path)).entries(2) if e.extension == "normals.q14.zst")
     flip(path, entry.offset + entry.size // 2)
     samples = ShardDataset(folder)
     with pytest.raises(
-        ShardError, match=r"synth-000001.tar: sample 'person_5', member 'normals.oct.zst': crc32 is [0-9a-f]{8}"
+        ShardError, match=r"synth-000001.tar: sample 'person_5', member 'normals.q14.zst': crc32 is [0-9a-f]{8}"
     ):
         samples[5]
     with pytest.raises(ShardError, match="person_5"):

@@ -148,7 +148,7 @@ def test_own_backgrounds_show_behind_the_person(stand_in_processes: Path, tmp_pa
 
 
 def test_staged_samples_are_whole_or_absent(tmp_path: Path) -> None:
-    members = {"jpg": b"12", "json": b"{}", "normals.oct.zst": bytes(range(256))}
+    members = {"jpg": b"12", "json": b"{}", "normals.q14.zst": bytes(range(256))}
     write_staged(tmp_path, 7, members)
     assert read_staged(tmp_path, 7) == members and read_staged(tmp_path, 8) is None
     path = staged_path(tmp_path, 7)
