@@ -5,6 +5,8 @@ A file of a few bytes can declare a picture of any size, and a decoder allocates
 
 import struct
 
+_END_OF_JPEG = b"\xff\xd9"
+
 
 class HeaderError(ValueError):
     """The bytes do not begin with the header of a picture in a known format; the text says why."""
@@ -60,7 +62,26 @@ def is_cut_off(data: bytes, name: str) -> bool:
 
     Decoders fill the missing part with grey and report nothing. The decoders of the other formats refuse such files.
     """
-    return name == "jpeg" and data.find(b"\xff\xd9", _jpeg_scan(data)) < 0
+    if name != "jpeg" or data.endswith(_END_OF_JPEG):
+        return False
+    return data.find(_END_OF_JPEG, _jpeg_scan(data)) < 0
+
+
+def is_plain_jpeg(data: bytes) -> bool:
+    """Return whether a file is an 8-bit grey or YCbCr JPEG that nothing in its header turns or recolours.
+
+    Such a file is the same picture to every decoder. EXIF may turn one, and an Adobe segment may state other colours.
+    """
+    plain = False
+    try:
+        for marker, offset in _jpeg_segments(data):
+            if marker in (0xE1, 0xEE) or (0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+                return False
+            if 0xC0 <= marker <= 0xC2:
+                plain = data[offset + 2] == 8 and data[offset + 7] in (1, 3)
+    except (struct.error, IndexError):
+        return False
+    return plain
 
 
 def _jpeg_segments(data: bytes):

@@ -9,8 +9,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data_modules.image_headers import HeaderError, image_format, image_size, is_cut_off
+from data_modules.image_headers import HeaderError, image_format, image_size, is_cut_off, is_plain_jpeg
 from s2kit.errors import UserError
+
+try:
+    import simplejpeg
+except ImportError:  # the extra "speed"
+    simplejpeg = None
 
 #: Extensions, in any case, that ``list_images`` takes from a folder. A file named directly may have any.
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
@@ -35,7 +40,16 @@ class ImageError(UserError):
         return f"{self.path}: {self.reason}"
 
 
-def read_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> np.ndarray:
+_REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+
+
+def read_image(
+    source: str | Path | bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    name: str | None = None,
+    min_size: tuple[int, int] | None = None,
+) -> np.ndarray:
     """Read a picture as 8-bit RGB, upright.
 
     JPEG (also CMYK), PNG, WebP, BMP, TIFF, GIF and AVIF, recognised by content. The EXIF orientation is applied.
@@ -47,6 +61,9 @@ def read_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, name
         source: A path, or the bytes of a file.
         max_pixels: Largest number of pixels, checked in the header before decoding.
         name: What to call bytes in an error.
+        min_size: Smallest (height, width) that will do. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size where
+            both sides stay at least that large, which takes less time and averages pixels rather than dropping them.
+            A pixel is then a block of the picture, the last ones in part beyond its edge. Other formats come whole.
 
     Returns:
         uint8 (H, W, 3) RGB, contiguous.
@@ -69,7 +86,9 @@ def read_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, name
         )
     if is_cut_off(data, form):
         raise ImageError(path, "the JPEG file is cut off: its end is missing")
-    return _to_eight_bits(_decode(data, path, form), path)
+    factor = _reduction(height, width, min_size, data) if min_size and form == "jpeg" else 1
+    image = _decode_fast(data, height, width, factor) if form == "jpeg" and simplejpeg is not None else None
+    return _to_eight_bits(_decode(data, path, form, factor), path) if image is None else image
 
 
 def _read_file(source: str | Path) -> bytes:
@@ -84,10 +103,31 @@ def _read_file(source: str | Path) -> bytes:
         raise ImageError(path, f"it cannot be read: {error.strerror or error}") from None
 
 
-def _decode(data: bytes, path: str, form: str) -> np.ndarray:
-    # Blue-green-red, and converted here: decoding 16-bit TIFF straight to RGB returns uninitialised memory in OpenCV
-    # 5.0.
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+def _reduction(height: int, width: int, min_size: tuple[int, int], data: bytes) -> int:
+    """Return by how much a picture may shrink and still have ``min_size``, also if EXIF turns it."""
+    sizes = [(height, width)] if is_plain_jpeg(data) else [(height, width), (width, height)]
+    for factor in (8, 4, 2):
+        if all(-(-side // factor) >= least for size in sizes for side, least in zip(size, min_size)):
+            return factor
+    return 1
+
+
+def _decode_fast(data: bytes, height: int, width: int, factor: int) -> np.ndarray | None:
+    """Decode a plain JPEG to the very pixels that OpenCV gives, but sooner; None if this is not possible."""
+    if not is_plain_jpeg(data):
+        return None
+    try:
+        least = {"min_height": -(-height // factor), "min_width": -(-width // factor)} if factor > 1 else {}
+        return simplejpeg.decode_jpeg(data, "RGB", **least)
+    except ValueError:
+        return None  # OpenCV knows more kinds, and says more about what is wrong
+
+
+def _decode(data: bytes, path: str, form: str, factor: int) -> np.ndarray:
+    # Others than JPEG blue-green-red, and converted here: decoding 16-bit TIFF straight to RGB returns uninitialised
+    # memory in OpenCV 5.0.
+    straight = form == "jpeg" and factor == 1
+    flags = cv2.IMREAD_COLOR_RGB if straight else _REDUCED.get(factor, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the reason goes into the error
     try:
@@ -98,7 +138,7 @@ def _decode(data: bytes, path: str, form: str) -> np.ndarray:
         cv2.utils.logging.setLogLevel(level)
     if image is None:
         raise ImageError(path, f"the {form.upper()} file is damaged, cut off, or of a kind that OpenCV cannot decode")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image if straight else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _to_eight_bits(image: np.ndarray, path: str) -> np.ndarray:
