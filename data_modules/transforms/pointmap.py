@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import cv2
 import numpy as np
 
 from data_modules.transforms.checks import SampleRejected
@@ -30,9 +31,8 @@ def pointmap_target(
     ray = np.linalg.inv(np.asarray(intrinsics, np.float64))  # (u, v, 1) -> (x / z, y / z, 1)
     u, v = np.arange(width) + 0.5, np.arange(height) + 0.5
     points = np.empty((3, height, width), np.float32)
-    np.multiply(depth, valid, out=points[2])
-    if not np.isfinite(depth).all():
-        np.copyto(points[2], 0, where=~valid)  # NaN times 0 is NaN
+    points[2] = 0
+    cv2.copyTo(depth, valid.view(np.uint8), points[2])
     for axis in range(2):
         across, down = ray[axis, 0] * u, ray[axis, 1] * v + ray[axis, 2]
         slope = across.astype(np.float32) + down.astype(np.float32)[:, None]

@@ -55,3 +55,55 @@ def sphere() -> Sphere:
 @pytest.fixture
 def centres():
     return pixel_centres
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture that says where each of its pixels comes from: red is x, green is y, blue is 255 everywhere inside."""
+
+    size: tuple[int, int] = (150, 120)
+
+    def colours(self, points: np.ndarray) -> np.ndarray:
+        """Return (..., 3) float colours at (..., 2) points."""
+        height, width = self.size
+        x, y = points[..., 0] / width * 255, points[..., 1] / height * 255
+        return np.stack([x, y, np.full_like(x, 255)], axis=-1)
+
+    def image(self) -> np.ndarray:
+        return np.rint(self.colours(pixel_centres(self.size))).astype(np.uint8)
+
+    def error(self, image: np.ndarray, crop: np.ndarray, rim: float = 1.5) -> float:
+        """Return the largest error (of 255) of what an item's picture (3, h, w) shows of the source, but for ``rim``
+        source pixels at its edge."""
+        points = self.sources(crop, image.shape[1:])
+        inner = self.inside(points, rim) & self.shown(image)
+        assert inner.sum() > 0.05 * inner.size
+        return float(np.abs(image.transpose(1, 2, 0)[inner] - self.colours(points)[inner]).max())
+
+    def inside(self, points: np.ndarray, rim: float = 0.0) -> np.ndarray:
+        return ((points > rim) & (points < np.array(self.size[::-1]) - rim)).all(axis=-1)
+
+    @staticmethod
+    def shown(image: np.ndarray) -> np.ndarray:
+        """Return (h, w) bool, where an item's picture (3, h, w) shows the chart and not its padding."""
+        return image[2] > 200
+
+    @staticmethod
+    def sources(crop: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Return (h, w, 2), the point of the source behind the centre of each pixel."""
+        inverse = np.linalg.inv(crop.astype(np.float64))
+        return pixel_centres(size) @ inverse[:2, :2].T + inverse[:2, 2]
+
+    def nearest(self, labels: np.ndarray, crop: np.ndarray, size: tuple[int, int], fill: float) -> np.ndarray:
+        """Return what a label map of the source shows under ``crop``, computed pixel by pixel."""
+        points = self.sources(crop, size)
+        x, y = np.floor(points[..., 0]).astype(int), np.floor(points[..., 1]).astype(int)
+        inside = self.inside(points)
+        height, width = self.size
+        taken = labels[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)]
+        return np.where(inside.reshape(inside.shape + (1,) * (labels.ndim - 2)), taken, fill)
+
+
+@pytest.fixture
+def chart() -> Chart:
+    return Chart()

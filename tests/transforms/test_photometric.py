@@ -113,3 +113,54 @@ def test_down_up_sample_loses_detail_and_keeps_size_and_place():
         kept = photometric.down_up_sample(smooth, np.random.default_rng(seed)).astype(int)
         assert abs((kept - smooth)[10:-10].mean()) < 22  # nearest moves by up to half of a coarse pixel
     assert photometric.down_up_sample(np.zeros((1, 1, 3), np.uint8), np.random.default_rng(0)).shape == (1, 1, 3)
+
+
+def test_a_drawn_distortion_treats_pictures_alike():
+    distort = photometric.draw_distortion(np.random.default_rng(5))
+    first, second = picture(0), picture(1)
+    np.testing.assert_array_equal(distort(first), photometric.distort_colours(first, np.random.default_rng(5)))
+    both = np.concatenate([first, second])
+    np.testing.assert_array_equal(distort(both), np.concatenate([distort(first), distort(second)]))
+    assert not np.array_equal(distort(first), first)
+
+
+def test_blurs_take_squares_of_3_to_7_pixels():
+    dot, edge = np.zeros((21, 21, 3), np.uint8), np.zeros((21, 21, 3), np.uint8)
+    dot[10, 10] = 245
+    edge[:, 8:10] = 200  # two columns wide: a median over 5 pixels removes it, one over 3 does not
+    sides, kept = set(), set()
+    for seed in range(40):
+        blurred = photometric.box_blur(dot, np.random.default_rng(seed))
+        side = int(np.sqrt((blurred[..., 0] > 0).sum()))
+        sides.add(side)
+        assert abs(int(blurred[10, 10, 0]) - 245 / side**2) <= 0.5
+        kept.add(bool(photometric.median_blur(edge, np.random.default_rng(seed))[10, 8, 0]))
+    assert sides == {3, 5, 7} and kept == {True, False}
+
+
+def test_one_hole_of_20_to_40_percent_of_each_side():
+    image, sizes, corners = np.full((100, 50, 3), 9, np.uint8), [], []
+    for seed in range(400):
+        hole = (photometric.cut_hole(image, np.random.default_rng(seed)) == 0).all(axis=2)
+        rows, columns = np.flatnonzero(hole.any(axis=1)), np.flatnonzero(hole.any(axis=0))
+        assert hole.sum() == len(rows) * len(columns)  # one rectangle
+        sizes.append((len(rows), len(columns)))
+        corners.append((rows[0], columns[0], rows[-1], columns[-1]))
+    sizes, corners = np.array(sizes), np.array(corners)
+    assert sizes.min(axis=0).tolist() == [20, 10] and sizes.max(axis=0).tolist() == [40, 20]
+    assert corners[:, :2].min(axis=0).tolist() == [0, 0] and corners[:, 2:].max(axis=0).tolist() == [99, 49]
+    assert (image == 9).all()
+
+
+def test_jpeg_of_quality_30_to_60():
+    image = cv2.GaussianBlur(picture(size=(64, 64)), (0, 0), 3)
+    errors = []
+    for seed in range(60):
+        changed = photometric.compress(image, np.random.default_rng(seed))
+        assert changed.shape == image.shape and changed.dtype == np.uint8
+        errors.append(np.abs(changed.astype(int) - image).mean())
+    assert 0 < min(errors) and max(errors) < 6 and max(errors) > 1.15 * min(errors)
+    # Colours keep their channels: JPEG treats blue worse than green, but does not swap them.
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[..., 0] = 255
+    assert np.abs(photometric.compress(red, np.random.default_rng(0)).astype(int) - red).max() < 12
