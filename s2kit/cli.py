@@ -18,7 +18,10 @@ COMMANDS = {
 }
 #: Tools: module and one line. Each module has ``main(args: list[str]) -> int``.
 TOOLS = {
-    "data": ("s2kit.tools.data", "make and look at data: synth, show"),
+    "data": (
+        "s2kit.tools.data",
+        "make, import, check and look at data: synth, pack, import, index, verify, stats, show",
+    ),
     "convert": ("s2kit.tools.convert", "say what weights are, and write them in another layout"),
     "bench": ("s2kit.tools.bench", "measure time and memory of a backbone beside the transformers port"),
     "plan": ("s2kit.tools.plan", "say what a config costs: parameters, FLOPs, memory, batch, time"),

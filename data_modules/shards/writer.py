@@ -30,7 +30,8 @@ from data_modules.shards.index import Entry, ShardIndex, build_index, index_path
 from data_modules.shards.records import count_people, parse_loosely
 
 _RECORD = 20 * tarfile.BLOCKSIZE
-_RESERVED = {"format", "version", "samples", "people", "bytes", "shards", "fields", "image_sizes", "digest"}
+#: Keys of a manifest that are counted, and that ``info`` may not hold.
+RESERVED = {"format", "version", "samples", "people", "bytes", "shards", "fields", "image_sizes", "digest"}
 
 
 class ShardWriter:
@@ -68,7 +69,7 @@ class ShardWriter:
             raise ShardError(f"samples_per_shard is {samples_per_shard}, it must be at least 1")
         if "/" in prefix:
             raise ShardError(f"prefix {prefix!r} must be a plain name")
-        taken = sorted(_RESERVED & set(self.info))
+        taken = sorted(RESERVED & set(self.info))
         if taken:
             raise ShardError(f"info may not hold {taken[0]!r}: the writer sets that key of the manifest")
         canonical_json(self.info)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import numbers
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_modules.locking import hold_alone
+from data_modules.parallel import default_workers
+from data_modules.progress import ProgressBar
 from data_modules.shards import ShardWriter
 from data_modules.shards.format import MANIFEST_NAME
 from data_modules.synth.backgrounds import folder_digest
@@ -83,7 +84,7 @@ def generate(
         return manifest
     require_packages()
     staging = _open_staging(out)
-    with _lock(staging, out):
+    with hold_alone(staging / "lock", out):
         settings = _begin(settings, staging, out)
         workers = workers or _default_workers(settings.variant)
         _render(settings, out, staging, folder, min(workers, settings.count), progress)
@@ -145,25 +146,6 @@ def _open_staging(out: Path) -> Path:
     return staging
 
 
-@contextlib.contextmanager
-def _lock(staging: Path, out: Path) -> Iterator[None]:
-    """Hold the set alone; the operating system lets go of the lock when the process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:
-        # Windows has no such lock: there, two calls at once are the caller's to avoid.
-        yield
-        return
-    with open(staging / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(
-                f"another process is making a set in {out}; wait for it or choose another folder"
-            ) from None
-        yield
-
-
 def _begin(settings: Settings, staging: Path, out: Path) -> Settings:
     """Compare with what an interrupted call left, or note the settings of a new set; the variant comes out chosen."""
     noted = staging / "settings.json"
@@ -182,8 +164,7 @@ def _begin(settings: Settings, staging: Path, out: Path) -> Settings:
 
 
 def _default_workers(variant: str) -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    cores = default_workers()
     return min(cores, _MAX_DEFAULT_GPU_WORKERS) if variant.startswith("cuda") else cores
 
 
@@ -198,7 +179,7 @@ def _render(
     with ShardWriter(out, "synth", SAMPLES_PER_SHARD, info, resume=True) as writer:
         packer = _Packer(writer, staging, settings.count)
         missing = packer.missing()
-        with _Progress(settings.count, settings.count - len(missing), progress) as bar:
+        with ProgressBar("synthetic humans", settings.count, settings.count - len(missing), progress) as bar:
             packer.pack()
             if missing:
                 with Pool(settings, staging, backgrounds, min(workers, len(missing))) as pool:
@@ -235,37 +216,3 @@ class _Packer:
                 for done in range(self._kept_from, self._writer.count):
                     staged_path(self._staging, done).unlink()
                 self._kept_from = self._writer.count
-
-
-class _Progress:
-    """A bar with rate and remaining time, or nothing."""
-
-    def __init__(self, total: int, done: int, shown: bool) -> None:
-        self._total, self._done, self._shown = total, done, shown
-        self._bar = None
-
-    def __enter__(self) -> _Progress:
-        if not self._shown:
-            return self
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TextColumn("synthetic humans"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-        )
-        self._bar.start()
-        self._task = self._bar.add_task("", total=self._total, completed=self._done, rate="starting")
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def advance(self) -> None:
-        """One more sample is finished."""
-        if self._bar:
-            speed = self._bar.tasks[0].speed
-            self._bar.update(self._task, advance=1, rate=f"{speed:.2f}/s" if speed else "")

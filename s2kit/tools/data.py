@@ -1,4 +1,4 @@
-"""``python -m s2kit data``: make synthetic humans, and look at a set of samples."""
+"""``python -m s2kit data``: make, import, check and look at sets of samples."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from s2kit.errors import UserError
+from s2kit.tools.arguments import OneLineParser, whole
+from s2kit.tools.data_check import add_index, add_stats, add_verify, require_set
+from s2kit.tools.data_import import add_import, add_pack
 
 _DESCRIPTION = """\
-Make and look at data.
+Make, import, check and look at data. A set is a folder of shards (tars) with a manifest.json; docs/data.md says more.
 
   python -m s2kit data synth --out people --count 500      render 500 synthetic people with all labels
-  python -m s2kit data show people                         draw 32 of them with every label
+  python -m s2kit data pack photos --out set/train         pack a folder of photographs, byte for byte
+  python -m s2kit data import lip LIP --out lip/train      import a public data set
+  python -m s2kit data verify set/train                    check every checksum, picture and label
+  python -m s2kit data show people                         draw 32 samples with every label
 """
 _SYNTH = """\
 Render synthetic people: dressed adult bodies in rooms, outdoors or before pictures, with image, alpha, normals, depth,
@@ -22,13 +28,14 @@ number of workers. Interrupted, the same command continues; when the set is fini
 """
 _SHOW = """\
 Draw samples of a set into one picture, each with every label that it has: image, alpha, normals (blue faces the camera,
-red faces right, green faces up), depth (bright is near), albedo, parts, keypoints (rings are occluded) and box.
+red faces right, green faces up), depth (bright is near), albedo, foreground, parts, and people with box and keypoints
+(rings are occluded).
 """
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def main(args: list[str]) -> int:
-    """Run ``data synth`` or ``data show``; return the exit code.
+    """Run one of the sub-commands; return the exit code.
 
     Raises:
         UserError: what the user can mend, in one line.
@@ -42,11 +49,16 @@ def main(args: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m s2kit data", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{synth,show}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_synth(commands.add_parser("synth", help="render synthetic people with all labels", description=_SYNTH))
+    add_pack(commands)
+    add_import(commands)
+    add_index(commands)
+    add_verify(commands)
+    add_stats(commands)
     _add_show(commands.add_parser("show", help="draw samples with every label into one picture", description=_SHOW))
     return parser
 
@@ -55,7 +67,7 @@ def _add_synth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="folder for the shards and manifest.json"
     )
-    parser.add_argument("--count", required=True, type=int, metavar="N", help="number of samples")
+    parser.add_argument("--count", required=True, type=whole(1), metavar="N", help="number of samples")
     parser.add_argument(
         "--image-size",
         nargs=2,
@@ -95,11 +107,15 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the picture, .png, .jpg or .webp (default: DIR/contact_sheet.png)"
     )
-    parser.add_argument("--count", type=int, default=32, metavar="N", help="number of samples (default: 32)")
     parser.add_argument(
-        "--seed", type=int, metavar="S", help="draw a random choice of samples (default: the first ones)"
+        "--count", type=whole(1, 10000), default=32, metavar="N", help="number of samples (default: 32)"
     )
-    parser.add_argument("--tile-height", type=int, default=160, metavar="H", help="height of a picture (default: 160)")
+    parser.add_argument(
+        "--seed", type=whole(0), metavar="S", help="draw a random choice of samples (default: the first ones)"
+    )
+    parser.add_argument(
+        "--tile-height", type=whole(16, 4096), default=160, metavar="H", help="height of a picture (default: 160)"
+    )
     parser.set_defaults(run=_show)
 
 
@@ -124,25 +140,23 @@ def _synth(options: argparse.Namespace) -> int:
 
 def _show(options: argparse.Namespace) -> int:
     from data_modules.shards import ShardDataset
+    from data_modules.shards.format import manifest_path
     from s2kit.inference.drawing import write_image
-    from s2kit.tools.contact_sheet import draw_sheet
+    from s2kit.tools.contact_sheet import draw_sheet, sheet_schemas
 
-    for name, value, least, most in (
-        ("--count", options.count, 1, 10000),
-        ("--tile-height", options.tile_height, 16, 4096),
-    ):
-        if not least <= value <= most:
-            raise UserError(f"{name} must be from {least} to {most}, got {value}")
-    out = options.out or options.folder / "contact_sheet.png"
+    require_set(options.folder)
+    samples = ShardDataset(options.folder)
+    folder = manifest_path(options.folder).parent
+    out = options.out or folder / "contact_sheet.png"
     if out.suffix.lower() not in _PICTURES:
         raise UserError(f"--out {out}: the name must end in one of {', '.join(_PICTURES)}")
-    samples = ShardDataset(options.folder)
     numbers = np.arange(len(samples))
     if options.seed is not None:
-        if options.seed < 0:
-            raise UserError(f"--seed must not be negative, got {options.seed}")
         numbers = np.random.default_rng(options.seed).permutation(numbers)
     chosen = numbers[: options.count]
-    write_image(out, draw_sheet([samples[int(number)] for number in chosen], options.tile_height))
+    if not len(chosen):
+        raise UserError(f"{options.folder}: the set has no samples")
+    schemas = sheet_schemas(folder, samples.manifest)
+    write_image(out, draw_sheet([samples[int(number)] for number in chosen], options.tile_height, schemas=schemas))
     print(f"{len(chosen)} of {len(samples)} samples: {out}")
     return 0

@@ -17,6 +17,7 @@ from rich.table import Table
 from s2kit.errors import UserError
 from s2kit.planning import Memory, Plan, Strategy, make_plan, numerics
 from s2kit.planning.memory import GIB
+from s2kit.tools.arguments import OneLineParser
 
 #: FLOP/s of an H100 or H200: dense bfloat16, and float32 without TF32, which s2kit does not turn on.
 DEFAULT_PEAKS = {2: 989.0, 4: 67.0}
@@ -76,15 +77,8 @@ def main(args: list[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> None:
-        self.exit(2, f"s2kit: error: {message}\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = OneLineParser(
         prog="python -m s2kit plan",
         usage="python -m s2kit plan --config FILE [--config FILE ...] [options] [any option of fit]",
         description=_DESCRIPTION,

@@ -1,0 +1,32 @@
+"""Hold a folder alone."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def hold_alone(lock: Path, folder: Path) -> Iterator[None]:
+    """Hold the file ``lock``; the operating system lets go of it when the process ends, however it ends.
+
+    Args:
+        lock: Made if needed, in an existing folder.
+        folder: What is held, for the error.
+
+    Raises:
+        RuntimeError: Another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        # Windows has no such lock: there, two calls at once are the caller's to avoid.
+        yield
+        return
+    with open(lock, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(
+                f"another process is making a set in {folder}; wait for it or choose another folder"
+            ) from None
+        yield
