@@ -14,6 +14,11 @@ def _rim(alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.nonzero((alpha > 0) & (alpha < 255))
 
 
+def _encode(light: np.ndarray) -> np.ndarray:
+    """Turn linear light in 0..1 into sRGB in 0..255, rounded."""
+    return np.rint(255 * np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055))
+
+
 def premultiply(foreground: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Multiply straight colours uint8 (H, W, 3) by coverage uint8 (H, W), rounded."""
     result = cv2.copyTo(foreground, (alpha > 0).view(np.uint8))
@@ -45,40 +50,38 @@ def composite(foreground: np.ndarray, alpha: np.ndarray, background: np.ndarray)
     cv2.copyTo(foreground, (alpha == 255).view(np.uint8), result)
     rim = _rim(alpha)
     share = alpha[rim][:, None] / np.float32(255)
-    light = _LINEAR[foreground[rim]] * share + _LINEAR[background[rim]] * (1 - share)
-    result[rim] = np.rint(255 * np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055))
+    result[rim] = _encode(_LINEAR[foreground[rim]] * share + _LINEAR[background[rim]] * (1 - share))
     return result
 
 
 def estimate_foreground(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Estimate the straight foreground colour of a picture whose coverage is known, at its soft rim and inside.
+    """Estimate the straight foreground colour of a picture whose coverage is known, at its soft rim.
 
-    Blur-fusion (Forte, Approximate Fast Foreground Colour Estimation, ICIP 2021): local means of foreground and
-    background weighted by coverage, then corrected such that both blend to the picture; first with a wide window,
-    then with a narrow one.
+    Blur-fusion (Forte, Approximate Fast Foreground Colour Estimation, ICIP 2021), in linear light as ``composite``:
+    local means of foreground and background weighted by coverage, then corrected such that both blend to the picture;
+    first with a wide window, then with a narrow one.
 
     Args:
-        image: (H, W, 3) uint8.
+        image: (H, W, 3) uint8 sRGB.
         alpha: (H, W) uint8.
 
     Returns:
-        (H, W, 3) uint8: the picture itself where alpha is 255, and 0 where it is 0.
+        (H, W, 3) uint8 sRGB: the picture itself where alpha is 255, and 0 where it is 0.
     """
-    rows, columns = np.flatnonzero((alpha > 0).any(axis=1)), np.flatnonzero((alpha > 0).any(axis=0))
-    result = np.zeros_like(image)
+    result = cv2.copyTo(image, (alpha == 255).view(np.uint8))
+    soft = (alpha > 0) & (alpha < 255)
+    rows, columns = np.flatnonzero(soft.any(axis=1)), np.flatnonzero(soft.any(axis=0))
     if not len(rows):
         return result
-    # Only the surroundings of the person matter, as far as the wide window reaches.
+    # Only the surroundings of soft pixels matter, as far as the windows reach.
     wide, narrow = max(3, round(min(image.shape[:2]) * 0.09) | 1), 7
     y0, x0 = max(0, rows[0] - wide), max(0, columns[0] - wide)
     part = (slice(y0, rows[-1] + 1 + wide), slice(x0, columns[-1] + 1 + wide))
-    share, colours = alpha[part].astype(np.float32)[..., None] / 255, image[part].astype(np.float32)
-    front, back = colours, colours
+    share, light = alpha[part].astype(np.float32)[..., None] / 255, cv2.LUT(image[part], _LINEAR)
+    front, back = light, light
     for side in (wide, narrow):
-        front, back = _fuse(colours, front, back, share, side)
-    estimate = np.rint(np.clip(front, 0, 255)).astype(np.uint8)
-    cv2.copyTo(image[part], (alpha[part] == 255).view(np.uint8), estimate)
-    result[part] = cv2.copyTo(estimate, (alpha[part] > 0).view(np.uint8))
+        front, back = _fuse(light, front, back, share, side)
+    result[part][soft[part]] = _encode(front[soft[part]])
     return result
 
 
@@ -93,4 +96,4 @@ def _fuse(
 
     front_mean, back_mean = mean(front, share), mean(back, 1 - share)
     corrected = front_mean + share * (image - share * front_mean - (1 - share) * back_mean)
-    return np.clip(corrected, 0, 255), back_mean
+    return np.clip(corrected, 0, 1), back_mean

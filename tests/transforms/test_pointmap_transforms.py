@@ -91,7 +91,9 @@ def test_evaluation_keeps_source_size(chart):
     np.testing.assert_array_equal(item["valid"][0], sample["alpha"] > 127)
     np.testing.assert_array_equal(item["intrinsics"], sample["intrinsics"])
     z = sample["depth"][50, 40]
-    np.testing.assert_allclose(item["pointmap"][:, 50, 40], [(40.5 - 52) / 140 * z, (50.5 - 81) / 140 * z, z], rtol=1e-5)
+    np.testing.assert_allclose(
+        item["pointmap"][:, 50, 40], [(40.5 - 52) / 140 * z, (50.5 - 81) / 140 * z, z], rtol=1e-5
+    )
     cut = EvalTransform(SIZE, pointmap_labels, person_crop=True, person_margin=1.0)(sample)
     height, width = cut["source_size"]
     offset = (sample["intrinsics"] - cut["intrinsics"])[:2, 2].astype(int)
