@@ -120,6 +120,12 @@ def _fields(name: str, rows: np.ndarray) -> dict:
 
 
 @pytest.fixture
+def sphere() -> dict[str, np.ndarray]:
+    """What the renders show: `mask` and, in the kit's frame, `normals`."""
+    return {"mask": mask(), "normals": sphere_normals()}
+
+
+@pytest.fixture
 def renders(tmp_path: Path):
     """Make renders of spec 4.4 to 4.6 in a folder for each scan; make(frame signs) -> (root, sha256 by rgb file)."""
 
