@@ -39,8 +39,11 @@ class DenseDataModule(TaskDataModule):
         return self.augmentation(self.image_size, **self.augment)
 
     def eval_transform(self) -> Callable[[dict], dict]:
-        options = {} if self.person_margin is None else {"person_crop": True, "person_margin": self.person_margin}
-        return EvalTransform(self.image_size, self.labels, self.fit, **options)
+        return EvalTransform(self.image_size, self.labels, self.fit, **self.person_options())
+
+    def person_options(self) -> dict[str, Any]:
+        """Return the options of ``EvalTransform`` that ``person_margin`` means."""
+        return {} if self.person_margin is None else {"person_crop": True, "person_margin": self.person_margin}
 
     def picture_transform(self) -> Callable[[dict], dict]:
         return EvalTransform(self.image_size, fit=self.fit)

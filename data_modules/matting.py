@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from data_modules.dense import DenseDataModule
-from data_modules.transforms.matting import MattingTrainTransform, matting_labels
+from data_modules.transforms.matting import MattingEvalTransform, MattingTrainTransform
 
 
 class MattingDataModule(DenseDataModule):
@@ -16,8 +16,8 @@ class MattingDataModule(DenseDataModule):
     ``MattingTrainTransform``.
 
     Args:
-        backgrounds: Folder, glob pattern or list of pictures without people, to lay people over whose ``foreground``
-            is known; without it, clouds of colour.
+        backgrounds: Folder, glob pattern or list of pictures without people, to lay cut-outs over (pictures that were
+            imported with transparency); without it, clouds of colour.
         **kwargs: See ``DenseDataModule``.
     """
 
@@ -25,7 +25,6 @@ class MattingDataModule(DenseDataModule):
     required: ClassVar[tuple[str, ...]] = ("image", "alpha")
     augmentation: ClassVar = MattingTrainTransform
     fit: ClassVar[str] = "stretch"
-    labels = staticmethod(matting_labels)
 
     def __init__(self, backgrounds: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -33,3 +32,6 @@ class MattingDataModule(DenseDataModule):
 
     def train_transform(self) -> Callable[..., dict]:
         return self.augmentation(self.image_size, backgrounds=self.backgrounds, **self.augment)
+
+    def eval_transform(self) -> Callable[[dict], dict]:
+        return MattingEvalTransform(self.image_size, self.backgrounds, **self.person_options())

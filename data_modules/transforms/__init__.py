@@ -4,7 +4,7 @@ from data_modules.transforms.albedo import AlbedoTrainTransform
 from data_modules.transforms.checks import SampleRejected
 from data_modules.transforms.evaluation import EvalTransform
 from data_modules.transforms.geometry import warp_image, warp_labels
-from data_modules.transforms.matting import MattingTrainTransform
+from data_modules.transforms.matting import MattingEvalTransform, MattingTrainTransform
 from data_modules.transforms.normals import NormalsTrainTransform
 from data_modules.transforms.pointmap import PointmapTrainTransform
 from data_modules.transforms.pose import PoseEvalTransform, PoseTrainTransform
@@ -16,6 +16,7 @@ from s2kit.inference.geometry import letterbox_matrix
 __all__ = [
     "AlbedoTrainTransform",
     "EvalTransform",
+    "MattingEvalTransform",
     "MattingTrainTransform",
     "NormalsTrainTransform",
     "PointmapTrainTransform",

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any, ClassVar
+from zlib import crc32
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ from data_modules.transforms import photometric
 from data_modules.transforms.backgrounds import Backgrounds
 from data_modules.transforms.checks import check_sample, draw_steps, step_probabilities, to_planes
 from data_modules.transforms.compositing import OPAQUE, composite, estimate_foreground, premultiply, straighten
+from data_modules.transforms.evaluation import EvalTransform
 from data_modules.transforms.regions import RegionChoice, alpha_box
 from data_modules.transforms.stretched import StretchGeometry, Window
 
@@ -49,21 +51,58 @@ def matting_labels(sample: dict[str, Any]) -> dict[str, np.ndarray]:
     return matting_target(sample["image"], sample["alpha"], sample.get("foreground"))
 
 
+def is_cutout(sample: dict[str, Any]) -> bool:
+    """Return whether a sample has no background of its own: its picture is the foreground wherever that shows at all.
+
+    That is what a picture with transparency is imported as; what its file hides under alpha 0 is no background.
+    """
+    if "foreground" not in sample:
+        return False
+    covered = (sample["alpha"] > 0).view(np.uint8)
+    return np.array_equal(cv2.copyTo(sample["image"], covered), cv2.copyTo(sample["foreground"], covered))
+
+
+class MattingEvalTransform(EvalTransform):
+    """Evaluation of matting: a stretched picture, and labels at the size of the source.
+
+    A cut-out (``is_cutout``) is laid over a background that its key decides, the same in every evaluation.
+
+    Args:
+        image_size: Network input (height, width).
+        backgrounds: As for ``MattingTrainTransform``.
+        **options: ``person_crop`` and ``person_margin`` of ``EvalTransform``.
+    """
+
+    def __init__(
+        self, image_size: tuple[int, int] = (1024, 768), backgrounds: str | Path | None = None, **options: Any
+    ) -> None:
+        super().__init__(image_size, matting_labels, "stretch", **options)
+        self.backgrounds = Backgrounds(backgrounds)
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """Make an item as ``EvalTransform`` does, with ``alpha``, ``foreground`` and ``valid``."""
+        size = check_sample(sample)
+        if is_cutout(sample):
+            behind = self.backgrounds.draw(size, np.random.default_rng(crc32(sample["key"].encode())))
+            sample = sample | {"image": composite(sample["foreground"], sample["alpha"], behind)}
+        return super().__call__(sample)
+
+
 class MattingTrainTransform:
     """Training augmentation for matting; by default the published recipe (release, matting 12).
 
-    The steps: ``composite`` (a sample with ``foreground`` is laid over a random background, in linear light),
-    ``recomposite`` (one without gets another background, over which its estimated foreground is laid: ours, off by
-    default), ``jpeg`` (quality 30 to 60), ``person`` (the person's box with 0 to 10 % of its width around it, in the
-    picture's aspect), ``resize`` by U(0.4, 2), ``crop``, ``rotate`` by up to 60 degrees, ``flip``, a stretch to the
-    network's input, and ``photometric``, the same for picture and foreground.
+    The steps: ``composite`` (a cut-out, see ``is_cutout``, is laid over a random background, in linear light),
+    ``recomposite`` (a picture with its own background gets another one, over which its foreground is laid, estimated
+    where it is not known: ours, off by default), ``jpeg`` (quality 30 to 60), ``person`` (the person's box with 0 to
+    10 % of its width around it, in the picture's aspect), ``resize`` by U(0.4, 2), ``crop``, ``rotate`` by up to 60
+    degrees, ``flip``, a stretch to the network's input, and ``photometric``, the same for picture and foreground.
 
     Geometry comes first and in one step (see ``StretchGeometry``), the background is drawn at the network's size, and
     the JPEG is written last but for the colours. So alpha, foreground and background of an item give its picture, up
     to what JPEG changes. Outside the source alpha is 0, and a picture that keeps its background is white.
 
-    Where the foreground's colour is not known, at soft rims, it is not supervised (``valid``). A recomposited picture
-    is made of the estimate, and so it *is* that picture's foreground: exact, if not what the camera saw.
+    Where a sample has no ``foreground``, its colour is not known at soft rims, and not supervised there (``valid``).
+    A recomposited picture is made of the estimate, and so that *is* its foreground: exact, if not what the camera saw.
 
     Args:
         image_size: Network input (height, width).
@@ -128,7 +167,7 @@ class MattingTrainTransform:
         window = self._window(sample["alpha"], region, does, rng)
         view = self.geometry.draw(window, does, rng)
         known = "foreground" in sample
-        composes = does["composite"] if known else does["recomposite"]
+        composes = does["composite" if is_cutout(sample) else "recomposite"]
 
         alpha = view.picture(sample["alpha"], fill=0)
         foreground = None

@@ -72,7 +72,7 @@ def test_what_is_undefined_and_what_is_rejected(chart):
         case = sample | {"albedo": flat * covered[..., None].astype(np.uint8)}
         transform_same = AlbedoTrainTransform(chart.size, **PLAIN)
         if rejected:
-            with pytest.raises(SampleRejected, match="deviates by 0.020, at least 0.02"):
+            with pytest.raises(SampleRejected, match=r"deviates by 0\.020, at least 0\.02"):
                 transform_same(case, rng)
         else:
             transform_same(case, rng)

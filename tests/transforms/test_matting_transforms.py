@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from data_modules.transforms import EvalTransform, MattingTrainTransform
+from data_modules.transforms import MattingEvalTransform, MattingTrainTransform
 from data_modules.transforms.compositing import composite, estimate_foreground, premultiply, straighten
-from data_modules.transforms.matting import matting_labels
+from data_modules.transforms.matting import is_cutout
 
 SIZE = (128, 96)
 PLAIN = dict.fromkeys(MattingTrainTransform.published, 0.0)
@@ -29,13 +29,14 @@ def coverage(points: np.ndarray, soft: float = SOFT) -> np.ndarray:
 
 
 def person(chart, foreground: bool = True, soft: float = SOFT) -> dict:
-    """The chart, cut out as a disc; where it is hidden its stored colours are rubbish."""
+    """The chart, cut out as a disc, with rubbish where it hides; without a foreground, a picture of it before grey."""
     alpha = np.rint(coverage(chart.sources(np.eye(3), chart.size), soft) * 255).astype(np.uint8)
     colours = chart.image()
     sample = {"key": "disc", "image": composite(colours, alpha, np.full_like(colours, 90)), "alpha": alpha}
     if foreground:
         hidden = np.random.default_rng(0).integers(0, 256, colours.shape, np.uint8)
-        sample["foreground"] = np.where(alpha[..., None] > 0, colours, hidden)
+        sample["image"] = np.where(alpha[..., None] > 0, colours, hidden)
+        sample["foreground"] = np.where(alpha[..., None] > 0, colours, 0)
     return sample
 
 
@@ -98,6 +99,15 @@ def test_without_a_foreground_the_rim_is_not_supervised(chart, options):
         if covered.any() and not options.get("resize"):
             error = item["image"].transpose(1, 2, 0)[covered] - chart.colours(points)[covered]
             assert np.abs(error).max() < 5
+
+
+def test_a_photograph_with_known_colours_keeps_its_background(chart):
+    photograph = person(chart, False) | {"foreground": person(chart)["foreground"]}
+    assert is_cutout(person(chart)) and not is_cutout(photograph) and not is_cutout(person(chart, False))
+    item = MattingTrainTransform(chart.size, **PLAIN | {"composite": 1.0})(photograph, np.random.default_rng(0))
+    np.testing.assert_array_equal(item["image"].transpose(1, 2, 0), photograph["image"])
+    expected = chart.image() * (photograph["alpha"][..., None] / 255**2)
+    assert np.abs(item["foreground"].transpose(1, 2, 0) - expected).max() < 0.005 and item["valid"].all()
 
 
 def test_recomposited_pictures_are_wholly_supervised(chart, tmp_path):
@@ -187,13 +197,30 @@ def test_nobody_in_the_picture_is_a_sample_too(chart):
 
 
 def test_evaluation_keeps_source_size(chart):
+    transform = MattingEvalTransform(SIZE)
     for known in (True, False):
         sample = person(chart, known)
-        item = EvalTransform(SIZE, matting_labels, "stretch")(sample)
+        item = transform(sample)
         np.testing.assert_allclose(item["alpha"][0], sample["alpha"] / 255, atol=1e-6)
+        assert item["image"].shape == (3, *SIZE) and item["source_size"].tolist() == [150, 120]
         if known:
             expected = sample["foreground"] * (sample["alpha"][..., None] / 255**2)
             np.testing.assert_allclose(item["foreground"].transpose(1, 2, 0), expected, atol=1e-6)
             assert item["valid"].all()
         else:
             np.testing.assert_array_equal(item["valid"][0], (sample["alpha"] >= 254) | (sample["alpha"] == 0))
+    assert set(transform({"key": "p", "image": sample["image"]})) == {"key", "image", "crop", "source_size"}
+
+
+def test_a_cutout_is_scored_over_a_background_that_its_key_decides(chart, tmp_path):
+    sample, transform = person(chart), MattingEvalTransform(chart.size)
+    first, second, other = transform(sample), transform(sample), transform(sample | {"key": "another"})
+    np.testing.assert_array_equal(first["image"], second["image"])
+    hidden = sample["alpha"] == 0
+    assert (first["image"][:, hidden] != other["image"][:, hidden]).mean() > 0.9
+    assert (first["image"][:, hidden] != sample["image"].transpose(2, 0, 1)[:, hidden]).mean() > 0.9
+    shown = sample["alpha"] == 255
+    np.testing.assert_array_equal(first["image"][:, shown], sample["image"].transpose(2, 0, 1)[:, shown])
+    cv2.imwrite(str(tmp_path / "blue.png"), np.full((40, 60, 3), (220, 40, 10), np.uint8))
+    image = MattingEvalTransform(chart.size, tmp_path)(sample)["image"]
+    assert (image[:, hidden].T == [10, 40, 220]).all()

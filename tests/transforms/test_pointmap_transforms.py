@@ -60,7 +60,6 @@ def test_points_lie_behind_their_pixels_and_on_the_plane(chart, options, fy):
         assert np.abs(original @ NORMAL - DISTANCE).max() < 0.02
         assert abs((original @ NORMAL - DISTANCE).mean()) < 0.002
         # And it is the point that the source shows there.
-        height, width = chart.size
         u, v = np.moveaxis(chart.sources(item["crop"], SIZE)[valid], -1, 0)
         expected = np.stack([(u - 52) / 140, (v - 81) / fy, np.ones_like(u)], axis=-1) * original[:, 2:]
         np.testing.assert_allclose(original, expected, atol=1e-4)
@@ -114,7 +113,7 @@ def test_undefined_depth_and_near_points(chart):
     for depth, rejected in ((0.0399 / scale, True), (0.0401 / scale, False)):
         sample["depth"][60, 60] = depth
         if rejected:
-            with pytest.raises(SampleRejected, match="'plane' rejected: a point at canonical depth 0.0399"):
+            with pytest.raises(SampleRejected, match=r"'plane' rejected: a point at canonical depth 0\.0399"):
                 transform(sample, rng)
         else:
             transform(sample, rng)
@@ -137,5 +136,5 @@ def test_layout_and_steps(chart):
         "intrinsics": (np.float32, (3, 3)),
     }
     assert all(value.flags.c_contiguous for value in item.values() if isinstance(value, np.ndarray))
-    with pytest.raises(ValueError, match="jitter=0.5: there is no such step; there are photometric"):
+    with pytest.raises(ValueError, match=r"jitter=0\.5: there is no such step; there are photometric"):
         PointmapTrainTransform(SIZE, jitter=0.5)

@@ -224,7 +224,7 @@ def test_a_missing_box_is_that_of_the_keypoints(chart):
 def test_what_is_rejected(chart):
     sample, rng = person(chart), np.random.default_rng(0)
     transform = PoseTrainTransform(SIZE)
-    with pytest.raises(SampleRejected, match="it has 17 keypoints, .* has 308: see data.schema"):
+    with pytest.raises(SampleRejected, match=r"it has 17 keypoints, .* has 308: see data\.schema"):
         transform(person(chart, 17), rng)
     wrong = sample | {"visibility": np.full(308, 2, np.uint8)}
     with pytest.raises(SampleRejected, match="a labelled keypoint is no number"):

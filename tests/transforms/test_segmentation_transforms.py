@@ -191,13 +191,13 @@ def test_layout_and_rejections(chart):
         parts.ravel()[:count] = 5
         parts.ravel()[-500:] = 0
         if rejected:
-            with pytest.raises(SampleRejected, match="0.99% of the crop is foreground, at least 1.00% needed"):
+            with pytest.raises(SampleRejected, match=r"0\.99% of the crop is foreground, at least 1\.00% needed"):
                 plain(sample | {"parts": parts}, rng)
         else:
             plain(sample | {"parts": parts}, rng)
     parts[0, 0] = 29
     for transform in (lambda case: plain(case, rng), EvalTransform(SIZE, evaluation_labels, "stretch")):
-        with pytest.raises(SampleRejected, match="it has the label 29; .* has 0 to 28, and 255"):
+        with pytest.raises(SampleRejected, match=r"it has the label 29; .* has 0 to 28, and 255"):
             transform(sample | {"parts": parts})
 
 
