@@ -113,6 +113,7 @@ def decode_sample(
     key: str | None = None,
     normals_frame: str = KIT_NORMALS_FRAME,
     person: int | None = None,
+    min_size: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Decode the members of one sample.
 
@@ -124,6 +125,8 @@ def decode_sample(
         normals_frame: Frame of normals where the ``json`` member does not say it, see ``NORMALS_FRAMES``.
         person: Number of the person whose ``person_id``, ``box``, ``keypoints``, ``visibility``, ``area`` and
             ``iscrowd`` to give, instead of ``people``.
+        min_size: Smallest (height, width) of the image that will do, see ``read_image``. Nothing else in the sample is
+            scaled, and sizes are not compared.
 
     Returns:
         A raw sample as ``encode_sample`` takes it; normals always in the kit's frame.
@@ -138,8 +141,9 @@ def decode_sample(
     for extension, data in members.items():
         name = field_of(extension)
         if name in wanted:
-            sample[name] = _decode_member(name, extension, data, key)
-    _check_sizes(sample, record, key)
+            sample[name] = _decode_member(name, extension, data, key, min_size)
+    if min_size is None:
+        _check_sizes(sample, record, key)
     if "normals" in sample:
         _to_kit_frame(sample["normals"], record.get("normals_frame", normals_frame), key)
     if person is None:
@@ -182,7 +186,9 @@ def _encode_jpeg(image: np.ndarray) -> bytes:
     return data.tobytes()
 
 
-def _decode_member(name: str, extension: str, data: bytes, key: str | None) -> np.ndarray:
+def _decode_member(
+    name: str, extension: str, data: bytes, key: str | None, min_size: tuple[int, int] | None
+) -> np.ndarray:
     where = f"sample {key!r}, member {extension!r}"
     try:
         if extension.endswith(".zst"):
@@ -192,7 +198,8 @@ def _decode_member(name: str, extension: str, data: bytes, key: str | None) -> n
             if array.dtype.kind == "f" and _DTYPES[name] == "float32":
                 array = array.astype(np.float32)
         elif name in _CHANNELS:
-            array = read_image(data, max_pixels=planes.MAX_PIXELS, name="picture")
+            least = min_size if name == "image" else None
+            array = read_image(data, max_pixels=planes.MAX_PIXELS, name="picture", min_size=least)
         else:
             array = _decode_gray(data)
     except (ImageError, EOFError, ValueError, cv2.error) as error:

@@ -126,13 +126,30 @@ def read_manifest(folder_or_manifest: str | Path) -> dict[str, Any]:
     """
     path = manifest_path(folder_or_manifest)
     try:
-        manifest = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except FileNotFoundError:
         raise ShardError(
             f"{path}: no such file; a shard set is a folder with {MANIFEST_NAME}, as ShardWriter and "
             "make_manifest write it"
         ) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ShardError(f"{path}: not a readable manifest ({error})") from None
+    return parse_manifest(data, path)
+
+
+def parse_manifest(data: bytes, path: str | Path) -> dict[str, Any]:
+    """Check a manifest's content.
+
+    Args:
+        data: The content.
+        path: Where it comes from, for errors.
+
+    Raises:
+        ShardError: It is not a manifest, was made by a newer version, or was changed afterwards.
+    """
+    try:
+        manifest = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise ShardError(f"{path}: not a readable manifest ({error})") from None
     if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
         raise ShardError(f'{path}: not a manifest of shards; it must say "format": "{MANIFEST_FORMAT}"')

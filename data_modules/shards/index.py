@@ -128,11 +128,10 @@ def build_index(tar_bytes: int, samples: list[tuple[str, list[Entry]]], people: 
 
 
 def read_index(path: str | Path) -> ShardIndex:
-    """Read an index file and check it against its own checksum.
+    """Read an index file, see ``parse_index``.
 
     Raises:
-        ShardError: It is missing, of another kind or a newer version, cut off or damaged, or points out of
-            its tar.
+        ShardError: It is missing, cannot be read or used.
     """
     path = Path(path)
     try:
@@ -141,6 +140,19 @@ def read_index(path: str | Path) -> ShardIndex:
         raise ShardError(f"{path}: no such file; make it with index_tar({str(path.with_suffix(''))!r})") from None
     except OSError as error:
         raise ShardError(f"{path}: not readable ({error})") from None
+    return parse_index(data, path)
+
+
+def parse_index(data: bytes, path: str | Path) -> ShardIndex:
+    """Check an index file's content against its own checksum.
+
+    Args:
+        data: The content.
+        path: Where it comes from, for errors.
+
+    Raises:
+        ShardError: It is of another kind or a newer version, cut off or damaged, or points out of its tar.
+    """
     if len(data) < _HEADER.size or data[:8] != _MAGIC:
         raise ShardError(f"{path}: not the index of a shard; make it again with index_tar")
     _, version, crc, tar_bytes, samples, members, key_bytes, ext_bytes, ext_count, _ = _HEADER.unpack_from(data)
@@ -260,7 +272,7 @@ def _scan(path: Path, file: BinaryIO) -> Iterator[tuple[str, Entry, bytes | None
         raise ShardError(f"{path}: no end mark after its last member; the tar is cut off or damaged")
 
 
-def _check(index: ShardIndex, path: Path, extension_count: int) -> None:
+def _check(index: ShardIndex, path: str | Path, extension_count: int) -> None:
     ends = index.members["offset"].astype(np.float64) + index.members["size"]
     sound = (
         len(index.extensions) == extension_count

@@ -1,32 +1,43 @@
-"""Read shard sets at random, from any process."""
+"""Read shard sets at random, from any process, from disk or over the network."""
 
+import hashlib
 import os
+import threading
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from data_modules.shards.cache import CachedFolder, ShardCache
 from data_modules.shards.codecs import check_fields, decode_sample
-from data_modules.shards.format import KIT_NORMALS_FRAME, ShardError, field_of, manifest_path, read_manifest
-from data_modules.shards.index import Entry, ShardIndex, index_path, read_index
+from data_modules.shards.format import KIT_NORMALS_FRAME, ShardError, field_of, parse_manifest
+from data_modules.shards.index import Entry, ShardIndex, index_path, parse_index
+from data_modules.shards.storage import Folder, RemoteFolder, open_source
 from data_modules.shards.writer import check_crc
 
 MAX_OPEN_SHARDS = 64
+#: Samples whose bytes may wait for their turn, and connections that fetch them.
+MAX_AHEAD, CONNECTIONS = 128, 16
 
 
 class ShardDataset(Dataset[dict[str, Any]]):
     """A shard set as a map-style dataset of raw samples. Files are opened on first use, per process.
 
     Args:
-        source: The set's folder, or its ``manifest.json``.
+        source: The set's folder, its ``manifest.json``, or an fsspec URL of either (``s3://``, ``https://``, ...).
         fields: What to decode (see ``FIELDS``); None for everything. What a sample does not have is left out.
         required: Fields that the set must have.
         per_person: Give a person instead of an image: the length is the number of people in the set, and an item is
             the person's image with the flat fields ``box``, ``keypoints``, ``visibility``, ``area``, ``iscrowd`` and
             ``person_id`` of that person (those that the set has), without ``people``.
+        min_size: Smallest (height, width) of the image that will do, see ``read_image``; only where ``fields`` has
+            nothing that counts in the image's pixels.
+        cache: Keep whole shards of a URL on disk; by default only the parts that are needed are fetched, each time.
+        storage_options: For the file system of a URL; see ``open_source``.
 
     Attributes:
         manifest: The set's manifest.
@@ -35,6 +46,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
     Raises:
         ShardError: The manifest cannot be used, or no sample of the set has a required field.
+        StorageError: There is no manifest, or it cannot be read.
     """
 
     def __init__(
@@ -43,12 +55,20 @@ class ShardDataset(Dataset[dict[str, Any]]):
         fields: Collection[str] | None = None,
         required: Collection[str] = ("image",),
         per_person: bool = False,
+        *,
+        min_size: tuple[int, int] | None = None,
+        cache: ShardCache | None = None,
+        storage_options: dict[str, Any] | None = None,
     ) -> None:
-        path = manifest_path(source)
-        self.folder = path.parent
-        self.manifest = read_manifest(path)
+        self.folder, name = open_source(source, storage_options)
+        if cache is not None and isinstance(self.folder, RemoteFolder):
+            self.folder = CachedFolder(self.folder, cache)
+        path = self.folder.where(name)
+        self.manifest = parse_manifest(self.folder.read_all(name), path)
         self.fields = check_fields(fields)
-        self.per_person = per_person
+        self.per_person, self.min_size = per_person, min_size
+        if min_size is not None and not self.fields <= {"image", "meta"}:
+            raise ShardError(f"{path}: min_size changes the image's size; it goes with the fields image and meta alone")
         for name in sorted(check_fields(required)):
             if name not in self.manifest["fields"]:
                 present = ", ".join(self.manifest["fields"])
@@ -59,8 +79,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         self.counts = np.array([shard[unit] for shard in self.manifest["shards"]], np.int64)
         self.digest = self.manifest["digest"] + (":people" if per_person else "")
         self._first = np.concatenate([[0], np.cumsum(self.counts)])
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
-        self._pid = os.getpid()
+        self._state: _State | None = None
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -69,101 +88,172 @@ class ShardDataset(Dataset[dict[str, Any]]):
         """Return raw sample (or person) ``index``; negative numbers count from the end.
 
         Raises:
-            ShardError: Shard or index are missing or damaged, or a member does not decode.
+            ShardError: The shard or its index is damaged, or a member does not decode.
+            StorageError: Shard or index are missing, or cannot be reached.
         """
-        shard, number, person = self._find(index)
-        key = shard.index.key(number)
-        wanted = [e for e in shard.index.entries(number) if self._is_wanted(e.extension)]
-        members = shard.read(number, wanted)
-        frame = self.manifest.get("normals_frame", KIT_NORMALS_FRAME)
+        position, number = self._locate(index)
+        fetching = self._current().ahead.pop((position, number), None)
+        members = fetching.result() if fetching else self._fetch(position, number)
+        shard = self._shard(position)
+        sample, person = shard.find(number, self.per_person)
+        key, frame = shard.index.key(sample), self.manifest.get("normals_frame", KIT_NORMALS_FRAME)
         try:
-            return decode_sample(members, self.fields, key=key, normals_frame=frame, person=person)
+            return decode_sample(
+                members, self.fields, key=key, normals_frame=frame, person=person, min_size=self.min_size
+            )
         except ShardError as error:
             raise ShardError(f"{shard.path}: {error}") from None
 
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Return several items; those of a URL are fetched at the same time."""
+        self.prefetch(indices)
+        return [self[index] for index in indices]
+
+    def prefetch(self, indices: Iterable[int]) -> None:
+        """Begin to fetch items that are read next, without waiting; does nothing for a set on disk."""
+        if not self.folder.is_remote:
+            return
+        state = self._current()
+        for position, number in map(self._locate, indices):
+            if (position, number) in state.ahead:
+                continue
+            if len(state.ahead) >= MAX_AHEAD:
+                state.ahead.popitem(last=False)[1].cancel()
+            state.ahead[position, number] = state.threads().submit(self._fetch, position, number)
+
+    def prefetch_shards(self, indices: Iterable[int]) -> None:
+        """Begin to open the shards of items that are read later, and with a cache to fetch them, without waiting."""
+        if not self.folder.is_remote:
+            return
+        state = self._current()
+        for position in {self._locate(index)[0] for index in indices} - set(state.open):
+            state.threads().submit(self._shard, position)
+
     def key(self, index: int) -> str:
         """Return the key of the sample that item ``index`` is, or is a person of."""
-        shard, number, _ = self._find(index)
-        return shard.index.key(number)
+        position, number = self._locate(index)
+        shard = self._shard(position)
+        return shard.index.key(shard.find(number, self.per_person)[0])
 
     def read_encoded(self, index: int) -> dict[str, bytes]:
         """Return all members of the sample of item ``index``, extension -> bytes, checked against their crc32."""
-        shard, number, _ = self._find(index)
-        return shard.read(number, shard.index.entries(number))
+        position, number = self._locate(index)
+        shard = self._shard(position)
+        sample, _ = shard.find(number, self.per_person)
+        return shard.read(sample, shard.index.entries(sample))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict(), "_pid": None}
+        return {**self.__dict__, "_state": None}
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Return the shard's position in the manifest, and the item's number in it."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"item {index} of {self.folder.where('')}, which has {len(self)}")
+        index = int(index) % len(self)
+        position = int(np.searchsorted(self._first, index, "right")) - 1
+        return position, index - int(self._first[position])
+
+    def _current(self) -> "_State":
+        if self._state is None or self._state.process != os.getpid():
+            self._state = _State()
+        return self._state
+
+    def _shard(self, position: int) -> "_OpenShard":
+        state = self._current()
+        with state.lock:
+            slot = state.open.setdefault(position, _Slot())
+            state.open.move_to_end(position)
+            if len(state.open) > MAX_OPEN_SHARDS:
+                state.open.popitem(last=False)
+        with slot.lock:
+            if slot.shard is None:
+                slot.shard = _OpenShard(self.folder, self.manifest["shards"][position])
+            return slot.shard
+
+    def _fetch(self, position: int, number: int) -> dict[str, bytes]:
+        """Return the members of an item that the fields need."""
+        shard = self._shard(position)
+        sample, _ = shard.find(number, self.per_person)
+        return shard.read(sample, [e for e in shard.index.entries(sample) if self._is_wanted(e.extension)])
 
     def _is_wanted(self, extension: str) -> bool:
         name = field_of(extension)
         return name == "json" or name in self.fields
 
-    def _find(self, index: int) -> tuple["_OpenShard", int, int | None]:
-        """Return shard, number of the sample in it, and number of the person in the sample."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"item {index} of {self.folder}, which has {len(self)}")
-        index = int(index) % len(self)
-        position = int(np.searchsorted(self._first, index, "right")) - 1
-        shard, number = self._shard(position), index - int(self._first[position])
-        if not self.per_person:
-            return shard, number, None
-        sample = int(np.searchsorted(shard.first_person, number, "right")) - 1
-        return shard, sample, number - int(shard.first_person[sample])
 
-    def _shard(self, position: int) -> "_OpenShard":
-        if self._pid != os.getpid():
-            self._open, self._pid = OrderedDict(), os.getpid()
-        shard = self._open.get(position)
-        if shard is None:
-            entry = self.manifest["shards"][position]
-            shard = self._open[position] = _OpenShard(self.folder / entry["name"], entry)
-            if len(self._open) > MAX_OPEN_SHARDS:
-                self._open.popitem(last=False)
-        else:
-            self._open.move_to_end(position)
-        return shard
+class _State:
+    """What one process has open and under way."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.lock = threading.Lock()
+        self.open: OrderedDict[int, _Slot] = OrderedDict()
+        self.ahead: OrderedDict[tuple[int, int], Future] = OrderedDict()
+        self.pool: ThreadPoolExecutor | None = None
+
+    def threads(self) -> ThreadPoolExecutor:
+        self.pool = self.pool or ThreadPoolExecutor(CONNECTIONS, "shards")
+        return self.pool
+
+
+class _Slot:
+    """Lets one thread open a shard and the others wait for it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.shard: _OpenShard | None = None
 
 
 class _OpenShard:
-    """An open tar and its index. The file closes with the last reference: another thread may still be reading."""
+    """An open tar and its index."""
 
-    def __init__(self, path: Path, stated: dict[str, Any]) -> None:
-        self.path = path
-        self._file = -1
-        try:
-            self._file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except FileNotFoundError:
-            raise ShardError(f"{path}: the shard is missing, although the manifest names it") from None
-        except OSError as error:
-            raise ShardError(f"{path}: not readable ({error})") from None
-        self.index: ShardIndex = read_index(index_path(path))
-        size = os.fstat(self._file).st_size
+    def __init__(self, folder: Folder, stated: dict[str, Any]) -> None:
+        self.path = folder.where(stated["name"])
+        self._file = folder.open(stated)
+        name = index_path(stated["name"]).name
+        data = folder.read_all(name)
+        self.index: ShardIndex = parse_index(data, folder.where(name))
+        size = self.index.tar_bytes if self._file.size is None else self._file.size
         if not size == self.index.tar_bytes == stated["bytes"]:
             raise ShardError(
-                f"{path}: {size} bytes, its index says {self.index.tar_bytes}, the manifest {stated['bytes']}: "
+                f"{self.path}: {size} bytes, its index says {self.index.tar_bytes}, the manifest {stated['bytes']}: "
                 "the tar is cut off, or index or manifest belong to another one"
             )
         if len(self.index) != stated["samples"]:
             raise ShardError(
-                f"{path}: its index has {len(self.index)} samples, the manifest says {stated['samples']}; "
+                f"{self.path}: its index has {len(self.index)} samples, the manifest says {stated['samples']}; "
                 "the index belongs to another tar"
             )
-        people = self.index.people
-        self.first_person = None if people is None else np.concatenate([[0], np.cumsum(people, dtype=np.int64)])
-        if "people" in stated and (people is None or self.first_person[-1] != stated["people"]):
+        if stated.get("index_sha256", hashlib.sha256(data).hexdigest()) != hashlib.sha256(data).hexdigest():
             raise ShardError(
-                f"{path}: its index and the manifest count people differently; write both again with make_manifest"
+                f"{self.path}: its index is not the one that the manifest lists: it belongs to another tar, or was "
+                "made again; write the manifest again with make_manifest"
+            )
+        people = np.zeros(0, np.uint32) if self.index.people is None else self.index.people
+        self._first_person = np.concatenate([[0], np.cumsum(people, dtype=np.int64)])
+        if self._first_person[-1] != stated.get("people", self._first_person[-1]):
+            raise ShardError(
+                f"{self.path}: its index counts {self._first_person[-1]} people, the manifest {stated['people']}; "
+                "write both again with make_manifest"
             )
 
-    def read(self, number: int, entries: list[Entry]) -> dict[str, bytes]:
-        members = {}
-        for entry in entries:
-            # pread, not mmap: a file cut off under the reader is then a short read and not a fatal signal.
-            data = os.pread(self._file, entry.size, entry.offset)
-            check_crc(self.path, self.index.key(number), entry, data)
-            members[entry.extension] = data
-        return members
+    def find(self, number: int, per_person: bool) -> tuple[int, int | None]:
+        """Return the number of the sample that item ``number`` of this shard is, and of the person in it."""
+        if not per_person:
+            return number, None
+        sample = int(np.searchsorted(self._first_person, number, "right")) - 1
+        return sample, number - int(self._first_person[sample])
 
-    def __del__(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
+    def read(self, sample: int, entries: list[Entry]) -> dict[str, bytes]:
+        """Return the members of ``entries``, extension -> bytes, fetched once more if they are damaged."""
+        for attempt in (1, 2):
+            contents = self._file.read([(entry.offset, entry.size) for entry in entries])
+            try:
+                for entry, data in zip(entries, contents):
+                    check_crc(self.path, self.index.key(sample), entry, data)
+                break
+            except ShardError:
+                if attempt == 2:
+                    raise
+                self._file.renew()
+        return {entry.extension: data for entry, data in zip(entries, contents)}

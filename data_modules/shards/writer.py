@@ -373,7 +373,7 @@ def scan_shard(path: Path) -> tuple[dict[str, Any], ShardContents]:
     return _describe(path.name, index, index_path(path).read_bytes(), sha), statistics
 
 
-def check_crc(path: Path, key: str, entry: Entry, data: bytes) -> None:
+def check_crc(path: str | Path, key: str, entry: Entry, data: bytes) -> None:
     """Raise ShardError if ``data`` is not what the index says of it."""
     if len(data) != entry.size or zlib.crc32(data) != entry.crc32:
         raise ShardError(

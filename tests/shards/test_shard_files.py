@@ -16,6 +16,7 @@ from data_modules.shards import (
     ShardDataset,
     ShardError,
     ShardWriter,
+    StorageError,
     encode_sample,
     index_tar,
     make_manifest,
@@ -117,7 +118,7 @@ def test_pickled_data_set_opens_its_own_files(folder):
     samples = ShardDataset(folder, fields=("parts",))
     first = samples[0]["parts"]
     copy = pickle.loads(pickle.dumps(samples))
-    assert not copy._open
+    assert samples._state.open and copy._state is None
     np.testing.assert_array_equal(copy[0]["parts"], first)
 
 
@@ -139,8 +140,8 @@ def test_few_files_stay_open(folder, monkeypatch):
     samples = ShardDataset(folder, fields=("parts",))
     for i in (0, 3, 6, 1, 4):
         assert samples[i]["key"] == f"person_{i}"
-        assert len(samples._open) <= 2
-    assert set(samples._open) == {0, 1}
+        assert len(samples._state.open) <= 2
+    assert set(samples._state.open) == {0, 1}
 
 
 def test_a_failed_run_leaves_no_manifest_and_is_continued_to_the_same_bytes(tmp_path, encoded, folder):
@@ -257,9 +258,9 @@ def test_a_tar_cut_off_while_it_is_open(folder):
 def test_a_missing_shard_or_index(folder):
     (folder / "synth-000002.tar").unlink()
     index_path(folder / "synth-000001.tar").unlink()
-    with pytest.raises(ShardError, match=r"synth-000002.tar: the shard is missing, although the manifest names it"):
+    with pytest.raises(StorageError, match=r"synth-000002.tar: the shard is missing, although the manifest names it"):
         ShardDataset(folder)[6]
-    with pytest.raises(ShardError, match=r"synth-000001.tar.index: no such file; make it with index_tar\("):
+    with pytest.raises(StorageError, match=r"synth-000001.tar.index: no such file"):
         ShardDataset(folder)[3]
 
 
@@ -330,7 +331,7 @@ def test_a_manifest_that_cannot_be_used(folder, changes, message):
 
 
 def test_no_manifest(tmp_path):
-    with pytest.raises(ShardError, match=r"manifest.json: no such file; a shard set is a folder with manifest.json"):
+    with pytest.raises(StorageError, match=r"manifest.json: no such file; a shard set is a folder with manifest.json"):
         ShardDataset(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ShardError, match="not a readable manifest"):
