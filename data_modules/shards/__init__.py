@@ -1,24 +1,29 @@
-"""Shard sets: WebDataset-layout tars with an index beside each and one manifest. See docs/data.md."""
+"""Shard sets: WebDataset-layout tars with an index beside each and one manifest. See docs/data.md.
 
-from data_modules.shards.cache import ShardCache
-from data_modules.shards.codecs import decode_sample, encode_sample
-from data_modules.shards.format import FIELDS, NORMALS_FRAMES, ShardError, read_manifest
-from data_modules.shards.index import index_tar
-from data_modules.shards.reader import ShardDataset
-from data_modules.shards.storage import StorageError
-from data_modules.shards.writer import ShardWriter, make_manifest
+Names are resolved on first use, so that a process that only writes or checks shards does not import torch.
+"""
 
-__all__ = [
-    "FIELDS",
-    "NORMALS_FRAMES",
-    "ShardCache",
-    "ShardDataset",
-    "ShardError",
-    "ShardWriter",
-    "StorageError",
-    "decode_sample",
-    "encode_sample",
-    "index_tar",
-    "make_manifest",
-    "read_manifest",
-]
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "FIELDS": "format",
+    "NORMALS_FRAMES": "format",
+    "ShardCache": "cache",
+    "ShardDataset": "reader",
+    "ShardError": "format",
+    "ShardWriter": "writer",
+    "StorageError": "storage",
+    "decode_sample": "codecs",
+    "encode_sample": "codecs",
+    "index_tar": "index",
+    "make_manifest": "writer",
+    "read_manifest": "format",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"data_modules.shards.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'data_modules.shards' has no attribute {name!r}; it has {', '.join(_HOMES)}")
