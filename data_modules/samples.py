@@ -39,7 +39,11 @@ class TrainingSamples(Dataset[dict[str, Any]]):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Return the item of sample ``number`` >= 0, in whichever epoch; ``key`` and ``rejected`` (the reason) for one
-        that cannot be read or that the task cannot learn from."""
+        that is damaged or that the task cannot learn from.
+
+        Raises:
+            data_modules.shards.StorageError: Its shard is gone or out of reach, which says nothing about the sample.
+        """
         return self.__getitems__([number])[0]
 
     def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:

@@ -1,10 +1,12 @@
 """A tiny training run whose samples and crops are recorded: for the tests of resuming, in-process and as a program.
 
-As a program it goes on from ``FOLDER/last.ckpt`` if that is there: ``python resume_run.py FOLDER '{"max_steps": 30}'``.
+As a program it takes pairs of a folder and options, one after the other, and goes on from ``start_from`` or else from
+``last.ckpt`` in the folder: ``resume_run.py '[["FOLDER", {"max_steps": 9, "data": {"train": [{"path": "SET"}]}}]]'``.
 """
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +52,17 @@ class Recorder(LightningModule):
     """A model of two numbers, whose values depend on the order of the samples.
 
     Args:
-        log: A file for what each step takes; by default the attribute ``taken``.
+        log: A file that lists what each step takes, beside the attribute ``taken``.
+        pause: Seconds that a step lasts longer.
     """
 
-    def __init__(self, log: Path | None = None) -> None:
+    def __init__(self, log: Path | None = None, pause: float = 0.0) -> None:
         super().__init__()
         self.layer = torch.nn.Linear(1, 1)
         torch.nn.init.constant_(self.layer.weight, 0.1)
         torch.nn.init.constant_(self.layer.bias, 0.2)
         self.taken: Taken = []
-        self.log_file = log
+        self.log_file, self.pause = log, pause
         self.stop_in: int | None = None
 
     def on_train_start(self) -> None:
@@ -70,9 +73,11 @@ class Recorder(LightningModule):
             raise ValueError("stopped in the middle of a step")
         self.taken.append(list(zip(batch["key"], batch["draw"].ravel().tolist())))
         if self.log_file is not None:
-            line = {"step": self.global_step, "rank": self.global_rank, "taken": self.taken[-1]}
+            seen = self.trainer.datamodule.samples_seen
+            line = {"step": self.global_step, "rank": self.global_rank, "seen": seen, "taken": self.taken[-1]}
             with self.log_file.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+        time.sleep(self.pause)
         return ((self.layer(batch["draw"]) - batch["draw"].sin()) ** 2).mean()
 
     def validation_step(self, batch: dict, batch_index: int) -> None:
@@ -100,18 +105,18 @@ def make_trainer(folder: Path, callbacks: list[ModelCheckpoint] | None = None, *
 
 def main(folder: Path, options: dict[str, Any]) -> None:
     """Run or go on with a run in ``folder``, which records ``log.jsonl`` and at the end ``weights.json``."""
-    data = dict(options.pop("data"))
+    data, start_from = dict(options.pop("data")), options.pop("start_from", None)
     train = [ShardSource(**source) for source in data.pop("train")]
-    every = options.pop("checkpoint_every")
-    last = ModelCheckpoint(folder, "last", every_n_train_steps=every, enable_version_counter=False)
+    last = ModelCheckpoint(folder, "last", every_n_train_steps=3, enable_version_counter=False)
     torch.set_num_threads(1)
-    model = Recorder(folder / "log.jsonl")
+    model = Recorder(folder / "log.jsonl", options.pop("pause", 0.0))
     trainer = make_trainer(folder, [last], **options)
-    path = folder / "last.ckpt"
+    path = Path(start_from or folder / "last.ckpt")
     trainer.fit(model, datamodule=RecordedData(train=train, **data), ckpt_path=path if path.exists() else None)
     if trainer.is_global_zero:
         (folder / "weights.json").write_text(json.dumps(model.weights()))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    for folder, options in json.loads(sys.argv[1]):
+        main(Path(folder), options)

@@ -112,14 +112,14 @@ def test_the_number_of_workers_may_change(before, after, sources, tmp_path):
         assert rest.taken == whole.taken[step_of(path) :]
 
 
-@pytest.mark.parametrize(("batch_size", "batches"), [(1, 31), (3, 10), (5, 6), (16, 1)])
+@pytest.mark.parametrize(("batch_size", "batches"), [(3, 10), (5, 6), (16, 1)])
 def test_the_batch_size_may_change(batch_size, batches, sources, tmp_path):
     """The samples that remain come in the same order; Lightning's epoch goes on at the same share of its batches."""
     whole, _, _ = fit(tmp_path, sources, save=True, max_epochs=3)
-    single, _, _ = fit(tmp_path / "single", sources, max_epochs=4, batch_size=1)
+    single, _, _ = fit(tmp_path / "single", sources, max_steps=110, limit_val_batches=0, batch_size=1)
     order = flat(single.taken)
     assert flat(whole.taken) == order[:84]
-    for path in sorted(tmp_path.glob("*/*.ckpt")):
+    for path in sorted(tmp_path.glob("*/*.ckpt"), key=step_of)[::2]:
         step = step_of(path)
         rest, data, trainer = fit(tmp_path / "again", sources, path, max_epochs=3, batch_size=batch_size)
         epoch, done = divmod(step, 7)
