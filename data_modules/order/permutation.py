@@ -73,8 +73,9 @@ def _network(values: np.ndarray, size: np.ndarray, key: np.ndarray, rounds: rang
     a = np.maximum(np.ceil(np.sqrt(size)), 1).astype(np.uint64)
     b = np.maximum((size + a - np.uint64(1)) // a, np.uint64(1))
     left, right = values // b, values % b
+    round_keys = subkeys(key, np.arange(ROUNDS)[:, None])
     for number in rounds:
-        round_key = subkeys(key, number)
+        round_key = round_keys[number]
         if number % 2 == 0:
             shift = mix(right + round_key) % a
             left = (left + (shift if add else a - shift)) % a
