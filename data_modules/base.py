@@ -38,8 +38,8 @@ class SyntheticSets:
     train: int = 320
     val: int = 32
     test: int = 64
-    image_size: tuple[int, int] = (160, 120)
-    samples_per_pixel: int = 16
+    image_size: tuple[int, int] = (256, 192)
+    samples_per_pixel: int = 12
     seed: int = 0
     workers: int | None = None
     cache: str | None = None

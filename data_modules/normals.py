@@ -15,19 +15,24 @@ class NormalsDataModule(TaskDataModule):
 
     Args:
         augment: Options of ``NormalsTrainTransform``; by default the published recipe.
-        person_crop: Whether evaluation, too, crops to the person's box, as ``augment.person_crop`` does in training.
+        person_margin: Cut evaluation to the person's box, enlarged by this factor, as ``augment.person_crop`` does in
+            training; by default the whole picture is scored.
         **kwargs: See ``TaskDataModule``.
     """
 
     fields: ClassVar[tuple[str, ...]] = ("image", "alpha", "normals", "intrinsics", "box")
 
-    def __init__(self, augment: dict[str, Any] | None = None, person_crop: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, augment: dict[str, Any] | None = None, person_margin: float | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.augment = augment or {}
-        self.person_crop = person_crop
+        self.person_margin = person_margin
 
     def train_transform(self) -> Callable[..., dict]:
         return NormalsTrainTransform(self.image_size, **self.augment)
 
     def eval_transform(self) -> Callable[[dict], dict]:
-        return EvalTransform(self.image_size, person_crop=self.person_crop)
+        if self.person_margin is None:
+            return EvalTransform(self.image_size)
+        return EvalTransform(self.image_size, person_crop=True, person_margin=self.person_margin)

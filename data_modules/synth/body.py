@@ -16,7 +16,14 @@ from data_modules.synth.dressing import Dresser, moved
 from data_modules.synth.garments import sample_outfit
 from data_modules.synth.hair import hanging_hair, sample_hair
 from data_modules.synth.keypoints import keypoint_radius, person_keypoints
-from data_modules.synth.materials import HAIR_COLORS, hair_color_shares, hair_material, iris_shares, sample_cloth
+from data_modules.synth.materials import (
+    HAIR_COLORS,
+    hair_color_shares,
+    hair_material,
+    iris_shares,
+    sample_cloth_unlike,
+    skin_tone,
+)
 from data_modules.synth.posed import PosedBody
 from data_modules.synth.poses import sample_pose
 from data_modules.synth.regions import load_regions, load_zone
@@ -97,13 +104,14 @@ def _dress(rng: np.random.Generator, body: PosedBody, gender: float) -> tuple[li
     hat = sample_hat(rng)
     hair = sample_hair(regions, rng, gender, hat)
     look, described = _look(rng, gender, hair.name)
+    skin = skin_tone(described["skin_tone"]["position"] - 1)
     dresser = Dresser(body, rng)
     cloth: dict[str, Material] = {"hair": look.hair}
     patterns: dict[str, object] = {}
 
     def material(kind: str) -> Material:
         if kind not in cloth:
-            cloth[kind], patterns[kind] = sample_cloth(rng)
+            cloth[kind], patterns[kind] = sample_cloth_unlike(rng, skin)
         return cloth[kind]
 
     meshes = []

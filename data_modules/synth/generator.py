@@ -48,7 +48,7 @@ def generate(
         count: number of samples.
         image_size: (height, width) in pixels.
         seed: of the set, not negative.
-        workers: processes, each with one thread and about 1.5 GB of memory; by default one per core.
+        workers: processes, each with one thread and about 0.85 GB of memory; by default one per core.
         samples_per_pixel: paths traced per pixel; more is less grainy and slower in proportion.
         backgrounds: folder of images to stand behind the people instead of rooms and procedural backgrounds.
         progress: show a progress bar.
@@ -172,7 +172,8 @@ def _begin(settings: Settings, staging: Path, out: Path) -> Settings:
         _check_same(settings, found, out)
         variant = choose_variant(found["variant"])
     else:
-        variant = choose_variant(settings.variant)
+        height, width = settings.image_size
+        variant = choose_variant(settings.variant, height * width * settings.samples_per_pixel)
     settings = Settings(**{**vars(settings), "variant": variant})
     temporary = noted.with_suffix(".tmp")
     temporary.write_text(json.dumps(settings.to_json(), indent=1), "utf-8")

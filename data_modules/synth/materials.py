@@ -113,6 +113,24 @@ def sample_cloth(rng: np.random.Generator, size: int = 256) -> tuple[Material, d
     return material, {"pattern": pattern, "roughness": round(roughness, 3), "specular": round(specular, 3)}
 
 
+#: Least distance of a cloth's mean colour from the skin's, in sRGB from 0 to 1: nearer, a tight top looks like skin.
+SKIN_DISTANCE = 0.15
+
+
+def distance_to_skin(cloth: Material, skin: np.ndarray) -> float:
+    """Distance of a cloth's mean colour from a skin colour (3,), both linear, measured in gamma-encoded RGB."""
+    mean = cloth.albedo.reshape(-1, 3).mean(0)
+    return float(np.linalg.norm(mean ** (1 / 2.2) - np.asarray(skin) ** (1 / 2.2)))
+
+
+def sample_cloth_unlike(rng: np.random.Generator, skin: np.ndarray) -> tuple[Material, dict[str, object]]:
+    """A random cloth as ``sample_cloth`` makes it, whose colour stands off from ``skin`` (3,), linear."""
+    while True:
+        cloth, described = sample_cloth(rng)
+        if distance_to_skin(cloth, skin) >= SKIN_DISTANCE:
+            return cloth, described
+
+
 def pattern_weight(rng: np.random.Generator, pattern: str, size: int) -> np.ndarray:
     """(size, size) weight 0..1 of a pattern's second colour."""
     axis = (np.arange(size) + 0.5) / size

@@ -11,6 +11,7 @@ import sys
 VARIANTS = ("cuda_ad_rgb", "llvm_ad_rgb", "scalar_rgb")
 INSTALL_HINT = 'pip install "s2kit[synth]"'
 _PROBE_SECONDS = 120
+_LLVM_FROM_SAMPLES = 2_000_000
 
 
 def require_packages() -> None:
@@ -32,10 +33,15 @@ def check_variant(requested: str) -> None:
         raise ValueError(f"variant must be auto, {', '.join(VARIANTS)}; got {requested!r}")
 
 
-def choose_variant(requested: str = "auto") -> str:
+def choose_variant(requested: str = "auto", samples: int = 1 << 30) -> str:
     """Return the variant to render with: the requested one, or the fastest that works on this machine.
 
-    `auto` takes the GPU, else LLVM (Dr.Jit finds it, or DRJIT_LIBLLVM_PATH names it), else `scalar_rgb`.
+    `auto` takes the GPU, else LLVM (Dr.Jit finds it, or DRJIT_LIBLLVM_PATH names it), else `scalar_rgb`. For small
+    pictures `scalar_rgb` is faster than LLVM, which compiles a program for nearly every scene.
+
+    Args:
+        requested: "auto" or one of VARIANTS.
+        samples: paths in a picture: pixels times samples per pixel.
 
     Raises:
         ValueError: an unknown variant.
@@ -43,7 +49,8 @@ def choose_variant(requested: str = "auto") -> str:
     """
     check_variant(requested)
     if requested == "auto":
-        return next((name for name in VARIANTS[:-1] if variant_works(name)), VARIANTS[-1])
+        worth = [name for name in VARIANTS[:-1] if samples >= _LLVM_FROM_SAMPLES or name != "llvm_ad_rgb"]
+        return next((name for name in worth if variant_works(name)), VARIANTS[-1])
     if requested != "scalar_rgb" and not variant_works(requested):
         hint = (
             "it needs an NVIDIA GPU and its driver"

@@ -11,31 +11,27 @@ class CheckpointConfig:
 
     Args:
         keep: Number of best checkpoints to keep.
-        every_n_steps: Save also between validations, every so many optimiser steps; by default after each validation.
-        last: Whether to keep ``last.ckpt``.
+        last: Whether to keep ``last.ckpt``, to resume from.
+        every_n_steps: How many optimiser steps lie between two writes of it; by default as many as between validations.
     """
 
     keep: int = 1
-    every_n_steps: int | None = None
     last: bool = True
+    every_n_steps: int | None = None
 
     def callbacks(self, monitor: str, mode: str) -> list[ModelCheckpoint]:
         """Return the callbacks that do this; the first one keeps the best."""
-        name = "step{step:06d}"
         best = ModelCheckpoint(
-            filename=name,
+            filename="step{step:06d}",
             monitor=monitor,
             mode=mode,
             save_top_k=self.keep,
-            save_last=self.last,
             auto_insert_metric_name=False,
         )
-        if self.every_n_steps is None:
+        if not self.last:
             return [best]
-        between = ModelCheckpoint(
-            filename=name + "-periodic",
-            every_n_train_steps=self.every_n_steps,
-            save_top_k=1,
-            auto_insert_metric_name=False,
+        # Not save_last of the first: that is written only when the best improves, so it would not be the last.
+        latest = ModelCheckpoint(
+            filename="last", every_n_train_steps=self.every_n_steps, save_top_k=1, enable_version_counter=False
         )
-        return [best, between]
+        return [best, latest]

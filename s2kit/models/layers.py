@@ -151,7 +151,8 @@ class Attention(nn.Module):
         """x (B, N, D) and the rotary tables of its N tokens, or None for no rotation. Returns (B, N, D)."""
         batch, length, dim = x.shape
         device = x.device.type
-        if torch.is_autocast_enabled(device):
+        # The meta device has no autocast, and asking for it is an error there.
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             # Once: each of the three layers would cast it anew and keep its copy for the backward pass.
             x = x.to(torch.get_autocast_dtype(device))
         q = self.wq(x).view(batch, length, self.num_heads, self.head_dim)

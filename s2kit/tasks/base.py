@@ -28,11 +28,18 @@ MIN_SEEN = 200
 logger = logging.getLogger(__name__)
 
 
+def overrides_for(arch: str, overrides: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the overrides that hold for ``arch``: those of its entry in ``by_arch``, and over them all others."""
+    others = dict(overrides or {})
+    by_arch = others.pop("by_arch", None) or {}
+    return {**by_arch.get(arch, {}), **others}
+
+
 class Task(LightningModule):
     """A backbone, a head, losses and metrics for one task. Built from plain values, so that a checkpoint rebuilds it.
 
     A concrete task defines ``build_head``, ``configure_losses``, ``configure_metrics``, ``compute_losses``,
-    ``finish``, ``update_metrics``, ``compute_metrics``, ``draw`` and ``panel``.
+    ``unflip``, ``finish``, ``update_metrics``, ``compute_metrics``, ``draw`` and ``panel``.
 
     Args:
         arch: Name of the backbone (``sapiens2_nano``, ``sapiens2_0.1b``, ..., ``sapiens2_5b``), or ``timm/<name>`` for
@@ -42,8 +49,9 @@ class Task(LightningModule):
             or ``hf://owner/name[@revision]``.
         strict: Whether every entry of ``weights`` must fit, else what fits is taken; a backbone's file leaves the head
             as it was initialised.
-        backbone: Overrides of the backbone's fields, such as ``{drop_path: 0.1}``.
-        head: Overrides of the head's fields.
+        backbone: Overrides of the backbone's fields, such as ``{drop_path: 0.1}``. What stands under ``by_arch`` and
+            the name of a backbone holds for that one only: a config can shape one size and still be run with another.
+        head: Overrides of the head's fields, likewise.
         lr: Peak learning rate; by default 5e-4, the published value for most sizes.
         weight_decay: AdamW's decay, on matrices only.
         layer_decay: Factor on the learning rate from layer to layer; by default what was published for ``arch``.
@@ -51,6 +59,7 @@ class Task(LightningModule):
         warmup_steps: Optimiser steps of linear warm-up.
         schedule: ``linear``, ``cosine`` or ``constant`` after the warm-up.
         clip: Limit on the gradient's global norm; by default what was published for ``arch``.
+        flip_test: Whether evaluation and prediction average the output with that of the mirrored picture.
     """
 
     #: Name of the task, as ``load_task`` and ``model.json`` know it.
@@ -79,6 +88,7 @@ class Task(LightningModule):
         warmup_steps: int = 500,
         schedule: optim.Schedule = "linear",
         clip: float | None = None,
+        flip_test: bool = False,
     ) -> None:
         super().__init__()
         # A rebuilt checkpoint brings its own weights: the file they started from may be gone.
@@ -102,7 +112,7 @@ class Task(LightningModule):
 
     def configure_models(self) -> None:
         """Build ``backbone`` and ``decode_head``."""
-        options = self.hparams.backbone or {}
+        options = overrides_for(self.hparams.arch, self.hparams.backbone)
         self.backbone = create_backbone(self.hparams.arch, image_size=self.image_size, **options)
         # Weights that timm fetched are in the checkpoint from now on: rebuilding it must not fetch them again.
         kept = {name: value for name, value in options.items() if not name.startswith("pretrained")}
@@ -119,6 +129,10 @@ class Task(LightningModule):
 
     def compute_losses(self, output: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return the terms of a training batch's loss; ``loss`` is their weighted sum."""
+        raise NotImplementedError
+
+    def unflip(self, output: Any) -> Any:
+        """Return what the output of mirrored pictures says about the pictures themselves."""
         raise NotImplementedError
 
     def finish(self, output: Any, index: int, batch: dict[str, Any]) -> Any:
@@ -141,14 +155,14 @@ class Task(LightningModule):
         """Return the pictures of one sample (title -> uint8 (H, W, 3) RGB), in the order to be shown."""
         raise NotImplementedError
 
-    def summary(self) -> str:
+    def summary(self, training: bool = True) -> str:
         """Return one line: the task, the backbone, its input and the numbers of parameters."""
         backbone, head = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (self.backbone, self.decode_head))
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad) / 1e6
         height, width = self.image_size
         return (
             f"{self.name}: {self.hparams.arch} at {height} x {width}, {backbone:.1f} M parameters in the backbone and "
-            f"{head:.1f} M in the head, {trained:.1f} M of them trained"
+            f"{head:.1f} M in the head" + (f", {trained:.1f} M of them trained" if training else "")
         )
 
     # ------------------------------------------------------------------------------------------------ computation
@@ -194,7 +208,10 @@ class Task(LightningModule):
             )
 
     def _predict_batch(self, batch: dict[str, Any]) -> list[Any]:
-        output = self(self.normalise(batch["image"]))
+        image = self.normalise(batch["image"])
+        output = self(image)
+        if self.hparams.flip_test:
+            output = (output + self.unflip(self(image.flip(-1)))) / 2
         return [self.finish(output, index, batch) for index in range(len(batch["key"]))]
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> list[Any]:

@@ -1,7 +1,7 @@
 """Surface normals."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from s2kit.inference.geometry import unletterbox
 from s2kit.losses.normals import NormalsLoss
 from s2kit.metrics.normals import ConstantNormalBaseline, NormalsMetric
 from s2kit.models.heads import create_head
-from s2kit.tasks.base import Task
+from s2kit.tasks.base import Task, overrides_for
 
 
 class NormalsTask(Task):
@@ -20,7 +20,13 @@ class NormalsTask(Task):
 
     Args:
         loss: The loss's form: ``release`` (its weights were trained so) or ``paper``.
+        loss_weights: Weights of some of its terms in place of the form's, such as ``{gradient: 1.0}``.
+        flip_axes: Axes to negate in every prediction, such as ``yz``: for weights in another frame. The frame of the
+            published files is not documented, and their output is passed on unchanged by default.
         **kwargs: See ``Task``.
+
+    Raises:
+        ValueError: If ``flip_axes`` has other letters than x, y and z.
     """
 
     name: ClassVar[str] = "normals"
@@ -34,14 +40,22 @@ class NormalsTask(Task):
     #: The frame of the vectors, written to model.json.
     frame: ClassVar[str] = "x right, y up, z to the camera"
 
-    def __init__(self, loss: str = "release", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        loss: Literal["release", "paper"] = "release",
+        loss_weights: dict[str, float] | None = None,
+        flip_axes: str = "",
+        **kwargs: Any,
+    ) -> None:
+        if set(flip_axes) - set("xyz"):
+            raise ValueError(f"flip_axes={flip_axes!r}: give some of the letters x, y and z")
         super().__init__(**kwargs)
 
     def build_head(self, dim: int) -> nn.Module:
-        return create_head("normals", self.hparams.arch, dim, **(self.hparams.head or {}))
+        return create_head("normals", self.hparams.arch, dim, **overrides_for(self.hparams.arch, self.hparams.head))
 
     def configure_losses(self) -> None:
-        self.loss = NormalsLoss(self.hparams.loss)
+        self.loss = NormalsLoss(self.hparams.loss, self.hparams.loss_weights)
 
     def configure_metrics(self) -> None:
         self.val_metrics = NormalsMetric()
@@ -51,11 +65,16 @@ class NormalsTask(Task):
     def compute_losses(self, output: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
         return self.loss(output, batch["normals"], batch["valid"])
 
+    def unflip(self, output: Tensor) -> Tensor:
+        """Mirror ``(B, 3, h, w)`` back and negate x, which a mirror turns round."""
+        return output.flip(-1) * output.new_tensor([-1.0, 1.0, 1.0]).view(1, 3, 1, 1)
+
     def finish(self, output: Tensor, index: int, batch: dict[str, Any]) -> Tensor:
         """Return unit normals (3, H, W) at the source's size."""
         height, width = (int(side) for side in batch["source_size"][index])
         normals = unletterbox(output[index].float(), batch["crop"][index], (height, width))
-        return F.normalize(normals, dim=0, eps=1e-6)
+        signs = [-1.0 if axis in self.hparams.flip_axes else 1.0 for axis in "xyz"]
+        return F.normalize(normals, dim=0, eps=1e-6) * normals.new_tensor(signs).view(3, 1, 1)
 
     def update_metrics(self, stage: str, predictions: Sequence[Tensor], batch: dict[str, Any]) -> None:
         for prediction, normals, valid in zip(predictions, batch["normals"], batch["valid"]):

@@ -167,3 +167,12 @@ def test_arms_are_kept_out_of_the_body():
     kept, depth = keep_arms_out(rig, wide, free)
     assert np.array_equal(kept, free)
     assert depth == 0
+
+
+@pytest.mark.parametrize("tone", [0.0, 3.0, 6.0, 9.0])
+def test_cloth_never_has_the_colour_of_the_skin_under_it(tone):
+    from data_modules.synth.materials import SKIN_DISTANCE, distance_to_skin, sample_cloth_unlike, skin_tone
+
+    rng, skin = np.random.default_rng(int(tone)), skin_tone(tone)
+    distances = [distance_to_skin(sample_cloth_unlike(rng, skin)[0], skin) for _ in range(150)]
+    assert min(distances) >= SKIN_DISTANCE

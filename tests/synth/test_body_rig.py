@@ -32,9 +32,10 @@ def _posed(average, name, hand="relaxed"):
 
 
 @pytest.mark.slow
-def test_matches_anny():
+def test_matches_anny(tmp_path, monkeypatch):
     """Vertices equal those of Anny's own forward pass, up to the rigid motion of its root."""
     anny, torch = pytest.importorskip("anny"), pytest.importorskip("torch")
+    monkeypatch.setattr("anny.paths._ANNY_CACHE_DIR", [tmp_path])
     rig = load_rig()
     model = anny.Anny(facial_actions="all", skinning_method="lbs", phenotypes="all", phenotype_blendshapes="original")
     rng = np.random.default_rng(0)

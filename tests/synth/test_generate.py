@@ -48,7 +48,7 @@ def test_a_set_is_the_same_for_any_number_of_workers(stand_in_processes: Path, t
 
 def test_an_interrupted_set_is_continued_with_the_same_bytes(stand_in_processes: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from data_modules.synth import generate; generate(sys.argv[1], 8, "
+        "import sys; from data_modules.synth import generate; generate(sys.argv[1], 24, "
         "image_size=(48, 36), samples_per_pixel=2, variant='scalar_rgb', workers=2, progress=False)"
     )
     out = tmp_path / "cut"
@@ -59,14 +59,14 @@ def test_an_interrupted_set_is_continued_with_the_same_bytes(stand_in_processes:
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(30) != 0
     staged = sorted(out.glob(".staging/*.sample"))
-    assert 2 <= len(staged) < 8 and not (out / "manifest.json").exists()
+    assert 2 <= len(staged) < 24 and not (out / "manifest.json").exists()
     written = staged[0].stat().st_mtime_ns
     staged[1].write_bytes(staged[1].read_bytes()[:-5])  # as after a power cut
     with pytest.raises(ValueError, match="seed = 0, and seed = 1"):
-        generate(out, 8, seed=1, **SMALL)
+        generate(out, 24, seed=1, **SMALL)
     assert staged[0].stat().st_mtime_ns == written
-    generate(out, 8, workers=1, **SMALL)
-    generate(tmp_path / "whole", 8, workers=2, **SMALL)
+    generate(out, 24, workers=1, **SMALL)
+    generate(tmp_path / "whole", 24, workers=2, **SMALL)
     assert digests(out) == digests(tmp_path / "whole")
 
 

@@ -157,4 +157,6 @@ def test_real_people_have_labels_that_agree_with_one_another(people) -> None:
         assert ((fields["depth"] > 0) == solid).all()
         visible = fields["visibility"] == VISIBLE
         pixels = fields["keypoints"][visible].astype(int)
-        assert solid[pixels[:, 1], pixels[:, 0]].mean() > 0.9
+        # A fingertip may lie in a pixel whose centre just misses the finger.
+        near = np.lib.stride_tricks.sliding_window_view(np.pad(solid, 1), (3, 3)).any(axis=(2, 3))
+        assert near[pixels[:, 1], pixels[:, 0]].all()

@@ -153,6 +153,9 @@ def test_variant_falls_back_where_a_faster_one_dies(monkeypatch: pytest.MonkeyPa
         variants.choose_variant("vulkan")
     monkeypatch.setattr(variants, "variant_works", lambda name: name == "llvm_ad_rgb")
     assert variants.choose_variant("auto") == "llvm_ad_rgb"
+    assert variants.choose_variant("auto", samples=256 * 192 * 12) == "scalar_rgb"
+    monkeypatch.setattr(variants, "variant_works", lambda name: name == "cuda_ad_rgb")
+    assert variants.choose_variant("auto", samples=256 * 192 * 12) == "cuda_ad_rgb"
 
 
 def test_the_probe_outlives_a_library_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
