@@ -307,9 +307,9 @@ def print_plan(plan: Plan, about: dict[str, Any], steps: int | None, accumulate:
     images = accumulate * batch * devices
     again = "" if plan.mfu == plan.utilisation else f" (MFU {plan.mfu:.1%}, as checkpointing computes again)"
     line = (
-        f"At {plan.utilisation:.0%} of {plan.peak / 1e12:g} TFLOP/s{about['of_peak']}{again}, a step of {images:,} image"
-        f"{'s' * (images > 1)}, {batch} at a time on a device, takes {_duration(seconds)}: {images / seconds:.1f} "
-        "images/s"
+        f"At {plan.utilisation:.0%} of {plan.peak / 1e12:g} TFLOP/s{about['of_peak']}{again}, a step of {images:,} "
+        f"image{'s' * (images > 1)}, {batch} at a time on a device, takes {_duration(seconds)}: "
+        f"{images / seconds:.1f} images/s"
     )
     console.print(line + (f"; {steps} steps take {_duration(steps * seconds)}." if steps else "."), soft_wrap=True)
     console.print("Communication, validation and waiting for data come on top.")
