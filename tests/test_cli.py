@@ -334,3 +334,10 @@ def test_resuming_what_is_not_there_is_refused(config, tiny_normals, tmp_path, c
 def test_weights_given_as_a_checkpoint_are_told_apart(run, config, tiny_normals, capsys):
     message = error_of(capsys, ["test", *config, *tiny_normals, f"--ckpt_path={run / 'weights.safetensors'}"], code=1)
     assert "give them as --model.weights" in message
+
+
+def test_a_failure_of_the_system_names_the_file_in_words():
+    from s2kit.cli import one_line
+
+    assert one_line(FileNotFoundError(2, "No such file or directory", "people")) == "people: no such file or directory"
+    assert one_line(OSError("the disk is full")) == "the disk is full"
