@@ -11,7 +11,8 @@ class PretrainingDataModule(TaskDataModule):
     """Pictures alone, each in the corner of a canvas; views are cropped and coloured on the device.
 
     Batches, in training and evaluation, hold ``image`` uint8 (B, 3, h, w) of the canvas, ``size`` int64 (B, 2): height
-    and width of the picture in it, ``crop`` (B, 3, 3), ``source_size`` (B, 2) and ``key``.
+    and width of the picture in it, ``seed`` (a list: what decides the crops and masks of each), ``crop`` (B, 3, 3),
+    ``source_size`` (B, 2) and ``key``.
 
     Args:
         canvas: (height, width) that pictures are shrunk to fit into, in pixels; by default the network's input. A

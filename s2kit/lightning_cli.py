@@ -31,6 +31,7 @@ QUIET = (
     r".*LightningCLI's args parameter is intended to run from within Python.*",
     r".*GPU available but not used.*",
     r".*Experiment logs directory .* exists and is not empty.*",
+    r".*You have overridden `on_before_batch_transfer`.*",
 )
 
 
@@ -241,7 +242,8 @@ def check_task_of_checkpoint(path: Path, class_path: str) -> None:
 
     module, _, name = class_path.rpartition(".")
     expected = getattr(import_module(module), name).name
-    found = task_of(read_state_dict(path))
+    state = read_state_dict(path)
+    found = "pretraining" if "decoder.mask_token" in state else task_of(state)
     if found != expected:
         raise UserError(
             f"--ckpt_path {path}: holds a model for {found or 'no known task'}, but this is the task {expected}"

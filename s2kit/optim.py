@@ -54,6 +54,7 @@ def parameter_groups(
     weight_decay: float,
     layer_decay: float,
     depth: int,
+    decays: Callable[[str, nn.Parameter], bool] = is_decayed,
 ) -> list[dict]:
     """Group trainable parameters by learning rate and weight decay.
 
@@ -65,7 +66,7 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         group_lr = lr * layer_multiplier(name, depth, layer_decay)
-        decay = weight_decay if is_decayed(name, parameter) else 0.0
+        decay = weight_decay if decays(name, parameter) else 0.0
         group = groups.setdefault((group_lr, decay), {"params": [], "names": [], "lr": group_lr, "weight_decay": decay})
         group["params"].append(parameter)
         group["names"].append(name)
@@ -73,12 +74,16 @@ def parameter_groups(
 
 
 def learning_rate_factor(
-    total_steps: int, warmup_steps: int = 500, schedule: Schedule = "linear", warmup_start: float = 1e-3
+    total_steps: int,
+    warmup_steps: int = 500,
+    schedule: Schedule = "linear",
+    warmup_start: float = 1e-3,
+    final: float = 0.0,
 ) -> Callable[[int], float]:
     """Return the factor on the learning rate as a function of the optimiser step.
 
-    Linear warm-up from ``warmup_start`` to 1 over ``warmup_steps``, then linear or cosine to 0 at ``total_steps``,
-    or constant (release, optimisation: linear).
+    Linear warm-up from ``warmup_start`` to 1 over ``warmup_steps``, then linear or cosine to ``final`` at
+    ``total_steps``, or constant (release, optimisation: linear).
 
     Raises:
         ValueError: If the warm-up is not shorter than the whole.
@@ -91,9 +96,9 @@ def learning_rate_factor(
             return warmup_start + (1 - warmup_start) * step / warmup_steps
         progress = min(1.0, (step - warmup_steps) / (total_steps - warmup_steps))
         if schedule == "linear":
-            return 1 - progress
+            return 1 - (1 - final) * progress
         if schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * progress))
+            return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
         return 1.0
 
     return factor

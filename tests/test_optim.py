@@ -66,3 +66,11 @@ def test_groups_hold_every_trainable_parameter_once():
     groups = parameter_groups(parameters, lr=1.0, weight_decay=0.1, layer_decay=0.5, depth=1)
     found = {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
     assert found == {names[0]: (0.25, 0.1), names[1]: (0.5, 0.0), names[3]: (1.0, 0.1)}
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_schedule_ends_at_its_final_value(schedule):
+    factor = learning_rate_factor(110, warmup_steps=10, schedule=schedule, final=1e-3)
+    assert factor(10) == 1
+    assert factor(60) == pytest.approx(0.5005)
+    assert factor(110) == pytest.approx(1e-3)

@@ -1,5 +1,6 @@
 """From a raw sample to an item for pretraining: the picture alone, in a canvas of fixed size."""
 
+import zlib
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,13 @@ class PretrainTransform:
         self.canvas, self.min_side = (int(canvas[0]), int(canvas[1])), min_side
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator | None = None) -> dict[str, Any]:
-        """Make an item of a raw sample with ``image``; nothing in it is random.
+        """Make an item of a raw sample with ``image``; nothing is random yet but ``seed``.
 
         Returns:
             ``image`` uint8 (3, h, w), 0 beside the picture; ``size`` int64 (2,), height and width of the picture in the
             canvas, from its corner; ``crop`` float32 (3, 3) source pixel -> canvas pixel; ``source_size`` int64 (H, W);
-            ``key``.
+            ``key``; ``seed`` int, which decides its crops and masks on the device: drawn from ``rng``, or without one
+            from the key.
 
         Raises:
             SampleRejected: If the picture is too small.
@@ -50,4 +52,5 @@ class PretrainTransform:
             "size": np.array(inner, np.int64),
             "crop": matrix.astype(np.float32),
             "source_size": np.array((height, width), np.int64),
+            "seed": zlib.crc32(sample["key"].encode()) if rng is None else int(rng.integers(2**63)),
         }

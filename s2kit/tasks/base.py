@@ -111,14 +111,19 @@ class Task(LightningModule):
 
     def configure_models(self) -> None:
         """Build ``backbone`` and ``decode_head``."""
+        self.backbone = self.build_backbone()
+        self.decode_head = self.build_head(self.backbone.config.embed_dim)
+
+    def build_backbone(self) -> nn.Module:
+        """Return the backbone that ``arch``, ``image_size`` and ``backbone`` say."""
         options = overrides_for(self.hparams.arch, self.hparams.backbone)
-        self.backbone = create_backbone(self.hparams.arch, image_size=self.image_size, **options)
+        backbone = create_backbone(self.hparams.arch, image_size=self.image_size, **options)
         # Weights that timm fetched are in the checkpoint from now on: rebuilding it must not fetch them again.
         if options.get("pretrained"):
             self.weights_from = self.hparams.arch
         kept = {name: value for name, value in options.items() if not name.startswith("pretrained")}
         self.hparams.backbone = kept or None
-        self.decode_head = self.build_head(self.backbone.config.embed_dim)
+        return backbone
 
     def configure_losses(self) -> None:
         """Build what ``compute_losses`` needs."""
@@ -189,6 +194,10 @@ class Task(LightningModule):
         """Map a normalised image ``(B, 3, H, W)`` to the head's raw output."""
         return self.decode_head(self.backbone(image).patches)
 
+    def training_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the terms of the loss of a training batch with at least one sample."""
+        return self.compute_losses(self(self.normalise(batch["image"])), batch)
+
     def on_train_start(self) -> None:
         data = self.trainer.datamodule
         if isinstance(data, TaskDataModule):
@@ -202,7 +211,7 @@ class Task(LightningModule):
         self._log_data(batch)
         if not batch["key"]:
             return sum(parameter.sum() * 0.0 for parameter in self.parameters())
-        losses = self.compute_losses(self(self.normalise(batch["image"])), batch)
+        losses = self.training_losses(batch)
         size = len(batch["key"])
         self.log("train/loss", losses["loss"], prog_bar=True, batch_size=size)
         self.log_dict({f"train/{name}": losses[name] for name in losses if name != "loss"}, batch_size=size)
@@ -266,6 +275,10 @@ class Task(LightningModule):
 
     # ------------------------------------------------------------------------------------------------ optimisation
 
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Tell whether weight decay applies to a parameter."""
+        return optim.is_decayed(name, parameter)
+
     def configure_optimizers(self) -> dict[str, Any]:
         hparams = self.hparams
         lr = hparams.lr if hparams.lr is not None else self.published_lr.get(hparams.arch, 5e-4)
@@ -273,12 +286,13 @@ class Task(LightningModule):
         if layer_decay is None:
             layer_decay = optim.LAYER_DECAY.get(hparams.arch, 1.0)
         groups = optim.parameter_groups(
-            self.named_parameters(), lr, hparams.weight_decay, layer_decay, self.backbone.config.depth
+            self.named_parameters(), lr, hparams.weight_decay, layer_decay, self.backbone.config.depth, self.decays
         )
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(hparams.betas), fused=True)
         steps = self.trainer.max_steps if self.trainer.max_steps > 0 else self.trainer.estimated_stepping_batches
         warmup = 0 if self.trainer.fast_dev_run else hparams.warmup_steps
-        factor = optim.learning_rate_factor(int(steps), warmup, hparams.schedule)
+        final = getattr(hparams, "final_lr", 0.0) / lr
+        factor = optim.learning_rate_factor(int(steps), warmup, hparams.schedule, final=final)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
