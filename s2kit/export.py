@@ -40,7 +40,7 @@ def export_task(task: Task, folder: str | Path, metrics: dict[str, float] | None
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "weights.safetensors"
-    state = {name: value.detach().cpu().contiguous() for name, value in task.state_dict().items()}
+    state = {name: value.detach().cpu().contiguous() for name, value in task.exported_state().items()}
     save_file(state, weights.with_suffix(".tmp"), metadata={"format": "pt", "task": task.name})
     os.replace(weights.with_suffix(".tmp"), weights)
     if task.weights_from is not None and not task.weights_from.startswith("timm/"):

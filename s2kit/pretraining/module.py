@@ -1,19 +1,26 @@
-"""Masked reconstruction: a backbone learns from pictures alone."""
+"""The joint objective: a backbone learns from pictures alone, by reconstruction and by self-distillation."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from s2kit import optim
+from s2kit.losses.contrast import SinkhornKnopp, SoftmaxCentring, contrast_loss
+from s2kit.losses.koleo import koleo_loss
 from s2kit.losses.reconstruction import normalised_patches, patchify, reconstruction_loss, unpatchify
 from s2kit.models.mae_decoder import MAEDecoder
-from s2kit.pretraining.masking import masked_count, random_mask, visible_indices
-from s2kit.pretraining.views import centre_box, crop_and_resize, random_box
+from s2kit.models.projection_head import ProjectionHead
+from s2kit.pretraining.colours import ColourChanges, change_colours
+from s2kit.pretraining.masking import masked_count
+from s2kit.pretraining.meters import collapse_meters
+from s2kit.pretraining.teacher import check_alike, make_teacher, update_teacher
+from s2kit.pretraining.views import MultiCrop, crop_and_resize
 from s2kit.tasks.base import Task, overrides_for
 
 #: Gray of a hidden patch in a panel.
@@ -21,44 +28,71 @@ HIDDEN = 128
 
 
 class Pretraining(Task):
-    """Masked reconstruction of random crops (paper section 1).
+    """Masked reconstruction and self-distilled contrast in one pass (paper section 1).
 
-    Of each picture ``views`` crops are cut on the device, without any change of colour: they are the target. Most
-    patches of a crop are hidden, the backbone computes the others only, and a decoder predicts the pixels of the hidden
-    ones, each patch normalised by its own mean and variance. Crops and masks are functions of the sample's number, so a
-    resumed run sees the same. The trained backbone is what every task takes as ``--model.weights``; the decoder stays
-    with the checkpoint.
+    Of each picture ``views`` global crops are cut on the device, without any change of colour, and ``local_views``
+    smaller ones with it. Most patches of a global crop are hidden and the student computes the others only. A decoder
+    predicts the pixels of the hidden patches, each normalised by its own mean and variance. The same pass gives the
+    [cls] token whose assignment to prototypes must agree with that of a teacher, the student's moving average, which
+    sees other global crops whole; the local crops must agree as well. A term of weight 0 is neither built nor computed.
+
+    Crops, masks and colours follow from the sample's number, so a resumed run sees the same. The exported backbone is
+    what every task takes as ``--model.weights``; the rest stays with the checkpoint.
 
     Args:
+        reconstruction, contrast, koleo: Weights of the three terms.
         decoder: Overrides of ``MAEDecoder``'s fields; ``by_arch`` as for ``backbone``.
-        views: Crops of a picture in a step.
-        crop_scale: Range of a crop's area, as a share of the picture's.
+        head: Overrides of ``ProjectionHead``'s fields, likewise.
+        views: Global crops of a picture in a step.
+        local_views: Local ones, of half the sides.
+        crop_scale, local_scale: Range of a crop's area, as a share of the picture's.
         crop_aspect: Range of the factor on the network input's aspect.
         flip: How often a crop is mirrored.
-        mask_ratio: Share of a crop's patches that is hidden.
+        colours: Overrides of ``ColourChanges``' fields, for the local crops.
+        mask_ratio: Share of a global crop's patches that is hidden from the student.
         blockwise: How often the hidden patches form blocks instead of lying singly.
+        centring: What keeps the teacher from one answer to everything: ``softmax`` or ``sinkhorn``.
+        centre_momentum: Weight of the past in the mean that ``softmax`` centring takes away.
+        student_temperature: Of the student's softmax.
+        teacher_temperature: Of the teacher's, from the first value to the second over ``temperature_steps``.
+        temperature_steps: Optimiser steps.
+        teacher_momentum: Weight of the past in the teacher.
+        export: Whose backbone is exported, ``teacher`` or ``student``; without self-distillation it is the student's.
         final_lr: Learning rate at the end of a schedule that decays.
         lr, weight_decay, betas, warmup_steps, schedule, clip: See ``Task``; the defaults are the paper's.
         **kwargs: See ``Task``.
 
     Raises:
-        ValueError: If the backbone cannot leave patches out (it is timm's, or of the first generation).
+        ValueError: If the backbone cannot leave patches out (it is timm's, or of the first generation), or a value
+            cannot be.
     """
 
     name: ClassVar[str] = "pretraining"
-    monitor: ClassVar[str] = "val/reconstruction"
     metric_units: ClassVar[dict[str, str]] = {"reconstruction": "squared error / variance of a patch"}
     baseline_title: ClassVar[str] = "mean colour of each patch"
 
     def __init__(
         self,
+        reconstruction: float = 1.0,
+        contrast: float = 0.4,
+        koleo: float = 0.04,
         decoder: dict[str, Any] | None = None,
         views: int = 2,
+        local_views: int = 4,
         crop_scale: tuple[float, float] = (0.5, 1.0),
+        local_scale: tuple[float, float] = (0.2, 0.7),
         crop_aspect: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
+        colours: dict[str, Any] | None = None,
         mask_ratio: float = 0.75,
         blockwise: float = 0.4,
+        centring: Literal["softmax", "sinkhorn"] = "softmax",
+        centre_momentum: float = 0.9,
+        student_temperature: float = 0.1,
+        teacher_temperature: tuple[float, float] = (0.065, 0.07),
+        temperature_steps: int = 1000,
+        teacher_momentum: float = 0.992,
+        export: Literal["teacher", "student"] = "teacher",
         lr: float | None = 1e-4,
         final_lr: float = 1e-7,
         weight_decay: float = 0.05,
@@ -69,8 +103,13 @@ class Pretraining(Task):
         layer_decay: float | None = 1.0,
         **kwargs: Any,
     ) -> None:
-        if views < 1:
-            raise ValueError(f"views={views}: at least one crop of a picture is needed")
+        if views < 1 or local_views < 0:
+            raise ValueError(f"views={views}, local_views={local_views}: at least one global crop is needed")
+        weights = {"reconstruction": reconstruction, "contrast": contrast, "koleo": koleo}
+        if min(weights.values()) < 0 or max(weights.values()) == 0:
+            raise ValueError(f"{weights}: weights must not be negative, nor all 0")
+        if contrast and views + local_views < 2:
+            raise ValueError("contrast needs two views: raise views or local_views")
         super().__init__(
             lr=lr,
             weight_decay=weight_decay,
@@ -88,76 +127,99 @@ class Pretraining(Task):
         self.backbone = self.build_backbone()
         if not hasattr(self.backbone, "forward_visible"):
             raise ValueError(f"model.arch {self.hparams.arch}: only Sapiens2 backbones can leave patches out")
-        config = self.backbone.config
+        config, options = self.backbone.config, self.hparams
         self.grid = self.backbone.grid_size(*self.image_size)
-        masked_count(self.grid, self.hparams.mask_ratio)
+        masked_count(self.grid, options.mask_ratio)
+        step = config.stride
+        self.local_size = tuple(max(step, side // 2 // step * step) for side in self.image_size)
         # With the window tokenizer a token covers 64 pixels, of which the paper reconstructs half the resolution.
         self.target_scale = 1 if config.window_tokenizer_depth is None else 2
-        self.patch_pixels = config.stride // self.target_scale
-        options = overrides_for(self.hparams.arch, self.hparams.decoder)
-        self.decoder = MAEDecoder(config.embed_dim, self.patch_pixels, in_channels=config.in_channels, **options)
+        self.patch_pixels = step // self.target_scale
+        if options.reconstruction:
+            fields = overrides_for(options.arch, options.decoder)
+            self.decoder = MAEDecoder(config.embed_dim, self.patch_pixels, in_channels=config.in_channels, **fields)
+        if options.contrast:
+            self.head = ProjectionHead(config.embed_dim, **overrides_for(options.arch, options.head))
+            self.teacher = nn.ModuleDict({"backbone": make_teacher(self.backbone), "head": make_teacher(self.head)})
 
     def configure_losses(self) -> None:
-        """Nothing to build: the loss has no parameters."""
+        options = self.hparams
+        if options.contrast:
+            prototypes = self.head.prototypes.out_features
+            soft = options.centring == "softmax"
+            self.centring = SoftmaxCentring(prototypes, options.centre_momentum) if soft else SinkhornKnopp()
 
     def configure_metrics(self) -> None:
-        self.val_metrics, self.test_metrics, self.test_baseline = MeanMetric(), MeanMetric(), MeanMetric()
+        names = ["reconstruction"] * bool(self.hparams.reconstruction) + ["contrast"] * bool(self.hparams.contrast)
+        self.val_metrics = nn.ModuleDict({name: MeanMetric() for name in names})
+        baseline = ["baseline_reconstruction"] * bool(self.hparams.reconstruction)
+        self.test_metrics = nn.ModuleDict({name: MeanMetric() for name in [*names, *baseline]})
+
+    @property
+    def monitor(self) -> str:
+        """The metric that chooses the best checkpoint: the reconstruction's, or without one the contrast's."""
+        return "val/reconstruction" if self.hparams.reconstruction else "val/contrast"
+
+    def train(self, mode: bool = True) -> "Pretraining":
+        super().train(mode)
+        if self.hparams.contrast:
+            self.teacher.eval()
+        return self
 
     def summary(self, training: bool = True) -> str:
-        backbone, decoder = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (self.backbone, self.decoder))
+        parts = {"the backbone": self.backbone}
+        parts |= {"the decoder": self.decoder} if self.hparams.reconstruction else {}
+        parts |= {"the head": self.head} if self.hparams.contrast else {}
+        sizes = [f"{sum(p.numel() for p in part.parameters()) / 1e6:.1f} M in {name}" for name, part in parts.items()]
         height, width = self.image_size
         patches = self.grid[0] * self.grid[1]
         visible = patches - masked_count(self.grid, self.hparams.mask_ratio)
         return (
-            f"pretraining: {self.hparams.arch} at {height} x {width}, {backbone:.1f} M parameters in the backbone and "
-            f"{decoder:.1f} M in the decoder; {visible} of {patches} patches are seen"
+            f"pretraining: {self.hparams.arch} at {height} x {width}, parameters: {', '.join(sizes)}; the student sees "
+            f"{visible} of {patches} patches"
         )
 
     # ------------------------------------------------------------------------------------------------ views
 
+    @cached_property
+    def multi_crop(self) -> MultiCrop:
+        """What draws the views."""
+        names = ("views", "crop_scale", "local_scale", "crop_aspect", "flip", "mask_ratio", "blockwise")
+        options = {name: self.hparams[name] for name in names}
+        local_views = self.hparams.local_views if self.hparams.contrast else 0
+        colours = ColourChanges(**(self.hparams.colours or {}))
+        return MultiCrop(
+            self.image_size, self.local_size, self.grid, local_views=local_views, colours=colours, **options
+        )
+
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         # Before the transfer: reading sizes and seeds back from a GPU would make every step wait for it.
-        return self.draw_views(batch, training=self.trainer.training) if batch.get("key") else batch
+        return self.draw_views(batch, self.trainer.training) if batch.get("key") else batch
 
     def draw_views(self, batch: dict[str, Any], training: bool) -> dict[str, Any]:
-        """Add to a batch on the CPU which crops are cut and which patches are hidden.
+        """Add to a batch on the CPU which crops are cut and what is hidden (see ``MultiCrop``).
 
         Args:
             batch: ``size`` (B, 2) and ``seed`` as ``PretrainingDataModule`` gives them.
-            training: Whether there are ``views`` random crops; else one, the largest in the middle, not mirrored.
-
-        Returns:
-            The batch with ``boxes`` (V B, 4), ``flips`` (V B,), ``masked`` bool (V B, h w) and ``keep`` int64 (V B, K),
-            view by view.
+            training: Without it, ``centre`` is added, too: what ``MultiCrop.draw_centre`` returns.
         """
-        options = self.hparams
-        aspect = self.image_size[1] / self.image_size[0]
-        range_of_aspect = (aspect * options.crop_aspect[0], aspect * options.crop_aspect[1])
-        boxes, flips, masks = [], [], []
-        for view in range(options.views if training else 1):
-            for size, seed in zip(batch["size"].tolist(), batch["seed"]):
-                rng = np.random.default_rng([seed, view])
-                if training:
-                    boxes.append(random_box(size, options.crop_scale, range_of_aspect, rng))
-                    flips.append(rng.random() < options.flip)
-                else:
-                    boxes.append(centre_box(size, aspect))
-                    flips.append(False)
-                masks.append(random_mask(self.grid, options.mask_ratio, rng, options.blockwise))
-        stacked = np.stack(masks)
-        return {
-            **batch,
-            "boxes": torch.from_numpy(np.stack(boxes)).float(),
-            "flips": torch.tensor(flips),
-            "masked": torch.from_numpy(stacked).flatten(1),
-            "keep": torch.from_numpy(visible_indices(stacked)),
-        }
+        sizes, seeds = batch["size"].tolist(), batch["seed"]
+        drawn = {**batch, **self.multi_crop.draw(sizes, seeds)}
+        return drawn if training else {**drawn, "centre": self.multi_crop.draw_centre(sizes, seeds)}
 
-    def cut_views(self, batch: dict[str, Any]) -> Tensor:
-        """Return the crops (V B, 3, H, W) of a batch, normalised."""
-        images = batch["image"].float()
-        images = images.repeat(len(batch["boxes"]) // len(images), 1, 1, 1)
-        return self.normalise(crop_and_resize(images, batch["boxes"], batch["flips"], self.image_size))
+    def cut(self, image: Tensor, boxes: Tensor, flips: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return crops (V B, 3, h, w) of images (B, 3, H, W), in their range 0..255."""
+        return crop_and_resize(image.float().repeat(len(boxes) // len(image), 1, 1, 1), boxes, flips, size)
+
+    def global_views(self, batch: dict[str, Any], drawn: dict[str, Tensor] | None = None) -> Tensor:
+        """Return the global crops (V B, 3, H, W), normalised; their colours are the picture's."""
+        drawn = batch if drawn is None else drawn
+        return self.normalise(self.cut(batch["image"], drawn["boxes"], drawn["flips"], self.image_size))
+
+    def local_views(self, batch: dict[str, Any]) -> Tensor:
+        """Return the local crops (V B, 3, h, w), their colours changed, normalised."""
+        crops = self.cut(batch["image"], batch["local_boxes"], batch["local_flips"], self.local_size)
+        return self.normalise(255 * change_colours(crops / 255, batch["local_colours"]))
 
     # ------------------------------------------------------------------------------------------------ computation
 
@@ -168,34 +230,63 @@ class Pretraining(Task):
 
     def targets(self, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the normalised patches of crops, and their means and deviations (see ``normalised_patches``)."""
-        if self.target_scale > 1:
-            views = F.avg_pool2d(views, self.target_scale)
-        return normalised_patches(views, self.patch_pixels)
+        return normalised_patches(self._shrink(views), self.patch_pixels)
+
+    def _shrink(self, views: Tensor) -> Tensor:
+        return F.avg_pool2d(views, self.target_scale) if self.target_scale > 1 else views
 
     def training_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        views = self.cut_views(batch)
-        loss = reconstruction_loss(self(views, batch["keep"]), self.targets(views)[0], batch["masked"])
-        return {"loss": loss}
+        """Return the weighted sum ``loss`` and its terms; with self-distillation, also what tells a collapse."""
+        options, views = self.hparams, self.global_views(batch)
+        # One pass over what is seen serves all terms.
+        seen = self.backbone.forward_visible(views, batch["keep"])
+        terms: dict[str, Tensor] = {}
+        if options.reconstruction:
+            prediction = self.decoder(seen.cls, seen.tokens, batch["keep"], self.grid)
+            terms["reconstruction"] = reconstruction_loss(prediction, self.targets(views)[0], batch["masked"])
+        by_view = seen.cls.unflatten(0, (options.views, -1))
+        if options.koleo:
+            terms["koleo"] = torch.stack([koleo_loss(cls) for cls in by_view]).mean()
+        meters: dict[str, Tensor] = {}
+        if options.contrast:
+            student = by_view
+            if options.local_views:
+                local = self.backbone(self.local_views(batch)).cls
+                student = torch.cat([student, local.unflatten(0, (options.local_views, -1))])
+            teacher = self.teacher_probabilities(views)
+            terms["contrast"] = contrast_loss(self.head(student), teacher, options.student_temperature)
+            meters = collapse_meters(teacher, by_view[0])
+        total = sum(options[name] * term for name, term in terms.items())
+        return {"loss": total, **terms, **{f"collapse/{name}": value for name, value in meters.items()}}
+
+    @torch.no_grad()
+    def teacher_probabilities(self, views: Tensor) -> Tensor:
+        """Return the teacher's probabilities (V, B, P) for global crops, which it sees whole."""
+        first, last = self.hparams.teacher_temperature
+        share = min(1.0, self.global_step / max(1, self.hparams.temperature_steps))
+        logits = self.teacher["head"](self.teacher["backbone"](views).cls).unflatten(0, (self.hparams.views, -1))
+        return self.centring(logits, first + (last - first) * share)
 
     def _predict_batch(self, batch: dict[str, Any]) -> list[dict[str, Tensor]]:
-        views = self.cut_views(batch)
+        if not self.hparams.reconstruction:
+            return [{} for _ in batch["key"]]
+        drawn = batch["centre"]
+        views = self.global_views(batch, drawn)
         target, mean, deviation = self.targets(views)
-        prediction = self(views, batch["keep"]).float()
-        masked = batch["masked"][..., None]
-        truth = patchify(F.avg_pool2d(views, self.target_scale) if self.target_scale > 1 else views, self.patch_pixels)
+        prediction = self(views, drawn["keep"]).float()
+        masked = drawn["masked"][..., None]
+        truth = patchify(self._shrink(views), self.patch_pixels)
         pictures = {
             "picture": truth,
             "seen": truth.masked_fill(masked, float("nan")),
             "reconstruction": torch.where(masked, prediction * deviation + mean, truth),
         }
-        pictures = {
-            name: self._colours(unpatchify(value, self.grid, self.patch_pixels)) for name, value in pictures.items()
-        }
+        pictures = {name: self._colours(unpatchify(x, self.grid, self.patch_pixels)) for name, x in pictures.items()}
         return [
             {
                 **{name: value[index] for name, value in pictures.items()},
-                "loss": reconstruction_loss(prediction[index], target[index], batch["masked"][index]),
-                "baseline": reconstruction_loss(torch.zeros_like(target[index]), target[index], batch["masked"][index]),
+                "loss": reconstruction_loss(prediction[index], target[index], drawn["masked"][index]),
+                "baseline": reconstruction_loss(torch.zeros_like(target[index]), target[index], drawn["masked"][index]),
             }
             for index in range(len(views))
         ]
@@ -204,26 +295,48 @@ class Pretraining(Task):
         """Return normalised pictures as RGB in 0..255, uint8; what is NaN is gray."""
         return (images * self.pixel_std + self.pixel_mean).round().clamp(0, 255).nan_to_num(HIDDEN).byte()
 
+    # ------------------------------------------------------------------------------------------------ the teacher
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.hparams.contrast:
+            for name, part in self.teacher.items():
+                check_alike(part, getattr(self, name))
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        # Here and not at the end of the batch, which comes after the checkpoint of this step.
+        if self.hparams.contrast:
+            for name, part in self.teacher.items():
+                update_teacher(part, getattr(self, name), self.hparams.teacher_momentum)
+
+    def exported_state(self) -> dict[str, Tensor]:
+        """Return the backbone to export, under its official names."""
+        averaged = self.hparams.contrast and self.hparams.export == "teacher"
+        return (self.teacher["backbone"] if averaged else self.backbone).state_dict()
+
     # ------------------------------------------------------------------------------------------------ what it shows
 
     def update_metrics(self, stage: str, predictions: Sequence[dict[str, Tensor]], batch: dict[str, Any]) -> None:
+        metrics = self.test_metrics if stage == "test" else self.val_metrics
         for prediction in predictions:
-            if stage == "test":
-                self.test_metrics.update(prediction["loss"])
-                self.test_baseline.update(prediction["baseline"])
-            else:
-                self.val_metrics.update(prediction["loss"])
+            if self.hparams.reconstruction:
+                metrics["reconstruction"].update(prediction["loss"])
+                if stage == "test":
+                    metrics["baseline_reconstruction"].update(prediction["baseline"])
+        if self.hparams.contrast:
+            metrics["contrast"].update(self.training_losses(batch)["contrast"], weight=len(predictions))
 
     def compute_metrics(self, stage: str) -> dict[str, Tensor]:
-        metrics = {"reconstruction": self.test_metrics if stage == "test" else self.val_metrics}
-        if stage == "test":
-            metrics["baseline_reconstruction"] = self.test_baseline
+        metrics = self.test_metrics if stage == "test" else self.val_metrics
         values = {name: metric.compute() for name, metric in metrics.items()}
         for metric in metrics.values():
             metric.reset()
         return values
 
     def panel(self, prediction: dict[str, Tensor], index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        if not prediction:
+            return {"picture": self.source_picture(index, batch)}
         titles = {
             "picture": "crop",
             "seen": "what is seen",

@@ -1,12 +1,16 @@
-"""Random-resized crops of a batch on its device, in one resampling."""
+"""The views of a picture: which crops, masks and colours, and cutting them on the device in one resampling."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from s2kit.pretraining.colours import ColourChanges
+from s2kit.pretraining.masking import random_mask, visible_indices
 
 #: Attempts at a crop that lies in the picture before the largest one of its aspect is taken.
 ATTEMPTS = 10
@@ -79,3 +83,88 @@ def crop_and_resize(images: Tensor, boxes: Tensor, flips: Tensor, size: Sequence
     theta[:, 1, 2] = (top + bottom) / height - 1
     grid = F.affine_grid(theta, [len(images), images.shape[1], *size], align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+@dataclass(frozen=True)
+class MultiCrop:
+    """Draws the views of pictures, each from a generator of its own: (seed of the sample, number of the view).
+
+    Attributes:
+        image_size, local_size: (height, width) of global and local crops in pixels.
+        grid: (height, width) of a global crop in patches.
+        views, local_views: Crops of a picture.
+        crop_scale, local_scale: Range of the area as a share of the picture's.
+        crop_aspect: Range of the factor on ``image_size``'s aspect.
+        flip: Probability of mirroring.
+        mask_ratio, blockwise: See ``random_mask``.
+        colours: Of the local crops.
+    """
+
+    image_size: tuple[int, int]
+    local_size: tuple[int, int]
+    grid: tuple[int, int]
+    views: int
+    local_views: int
+    crop_scale: tuple[float, float]
+    local_scale: tuple[float, float]
+    crop_aspect: tuple[float, float]
+    flip: float
+    mask_ratio: float
+    blockwise: float
+    colours: ColourChanges
+
+    @property
+    def aspect(self) -> float:
+        """Width / height of a crop."""
+        return self.image_size[1] / self.image_size[0]
+
+    def draw(self, sizes: Sequence[tuple[int, int]], seeds: Sequence[int]) -> dict[str, Tensor]:
+        """Draw the views of a batch, view by view.
+
+        Args:
+            sizes: (height, width) in pixels of each of B pictures.
+            seeds: Of each.
+
+        Returns:
+            ``boxes`` float32 (V B, 4), ``flips`` bool (V B,), ``masked`` bool (V B, h w) and ``keep`` int64 (V B, K) of
+            the global crops; ``local_boxes``, ``local_flips`` and ``local_colours`` (see ``ColourChanges.draw``).
+        """
+        drawn: dict[str, list] = {
+            name: [] for name in ("boxes", "flips", "local_boxes", "local_flips", "local_colours")
+        }
+        masks = []
+        for view in range(self.views + self.local_views):
+            prefix = "" if view < self.views else "local_"
+            for size, seed in zip(sizes, seeds):
+                rng = np.random.default_rng([seed, view])
+                drawn[f"{prefix}boxes"].append(self._box(size, self.local_scale if prefix else self.crop_scale, rng))
+                drawn[f"{prefix}flips"].append(rng.random() < self.flip)
+                if prefix:
+                    drawn["local_colours"].append(self.colours.draw(rng))
+                else:
+                    masks.append(random_mask(self.grid, self.mask_ratio, rng, self.blockwise))
+        tensors = {name: torch.from_numpy(np.array(values)) for name, values in drawn.items()}
+        return {**_single(tensors), **_masks(masks)}
+
+    def draw_centre(self, sizes: Sequence[tuple[int, int]], seeds: Sequence[int]) -> dict[str, Tensor]:
+        """Draw one view of a picture: the largest crop in the middle, not mirrored; ``boxes`` to ``keep`` as above."""
+        masks = [
+            random_mask(self.grid, self.mask_ratio, np.random.default_rng([seed, 0]), self.blockwise) for seed in seeds
+        ]
+        boxes = np.array([centre_box(size, self.aspect) for size in sizes])
+        return {**_single({"boxes": torch.from_numpy(boxes)}), "flips": torch.zeros(len(seeds)).bool(), **_masks(masks)}
+
+    def _box(self, size: tuple[int, int], scale: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+        return random_box(size, scale, (self.aspect * self.crop_aspect[0], self.aspect * self.crop_aspect[1]), rng)
+
+
+def _single(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def _masks(masks: Sequence[np.ndarray]) -> dict[str, Tensor]:
+    stacked = np.stack(masks)
+    return {
+        "masked": torch.from_numpy(stacked).flatten(1),
+        "keep": torch.from_numpy(visible_indices(stacked)),
+    }

@@ -171,6 +171,10 @@ class Task(LightningModule):
             f"{head:.1f} M in the head" + (f", {trained:.1f} M of them trained" if training else "")
         )
 
+    def exported_state(self) -> dict[str, Tensor]:
+        """Return the weights that a finished run leaves for others."""
+        return self.state_dict()
+
     def on_fit_start(self) -> None:
         # Weights that are trained on follow the frame of the data from now on.
         self.__dict__.pop("frame", None)
