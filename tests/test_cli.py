@@ -317,11 +317,13 @@ def test_resuming_a_run_by_name_keeps_its_log(config, tiny_normals, tmp_path):
     assert main(base) == 0
     assert main([*base, "--ckpt_path=last", "--trainer.max_steps=3"]) == 0
     before, after = (
-        [row["step"] for row in csv.DictReader((tmp_path / "normals" / "mine" / name).open())]
+        list(csv.DictReader((tmp_path / "normals" / "mine" / name).open()))
         for name in ("metrics_until_1.csv", "metrics.csv")
     )
-    assert before[0] == "0"
-    assert set(after) <= {"2", "3"}
+    assert before[0]["step"] == "0"
+    assert {row["step"] for row in after} <= {"2", "3"}
+    seen = [[float(row["data/samples_seen"]) for row in rows if row["data/samples_seen"]] for rows in (before, after)]
+    assert seen == [[2, 4], [6]]
 
 
 def test_resuming_what_is_not_there_is_refused(config, tiny_normals, tmp_path, capsys):
