@@ -53,7 +53,7 @@ def add_import(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = parser.add_subparsers(dest="importer", required=True, metavar="NAME")
-    for name, (help_text, add_options, build) in _IMPORTERS.items():
+    for name, (help_text, add_options, build) in IMPORTERS.items():
         own = names.add_parser(name, help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}.")
         add_options(own)
         _add_common(own, build)
@@ -331,7 +331,7 @@ def _rgba(options: argparse.Namespace) -> Importer:
 
 
 #: Name -> one line, its options, and how the importer is built of them.
-_IMPORTERS: dict[str, tuple[str, Callable, Callable[[argparse.Namespace], Importer]]] = {
+IMPORTERS: dict[str, tuple[str, Callable, Callable[[argparse.Namespace], Importer]]] = {
     "coco": ("COCO keypoints: 17 points", _coco_options, _coco("coco-17")),
     "coco-wholebody": ("COCO-WholeBody: 133 points", _coco_options, _coco("coco-wholebody-133")),
     "sapiens2-308": ("the 308-point evaluation JSON of Sapiens2", _coco_options, _coco("sapiens2-308")),

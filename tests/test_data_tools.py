@@ -1,0 +1,447 @@
+"""The tools around sets: index, verify, stats, show, and their command line."""
+
+import io
+import json
+import re
+import tarfile
+
+import cv2
+import numpy as np
+import pytest
+
+from data_modules.indexing import index_folder
+from data_modules.packing import STAGING_NAME
+from data_modules.shards import ShardDataset, ShardError, ShardWriter, encode_sample, make_manifest
+from data_modules.shards.codecs import EXTENSIONS
+from data_modules.shards.format import canonical_json, manifest_digest
+from data_modules.shards.index import index_path, read_index
+from data_modules.summary import summarise
+from data_modules.verification import verify
+from s2kit.cli import main
+from s2kit.schemas import load_class_list, load_keypoint_set
+from s2kit.tools.contact_sheet import SheetSchemas, draw_sample
+from s2kit.tools.data_import import IMPORTERS
+
+SIZE = (48, 40)
+BODY = load_keypoint_set("coco-17")
+
+
+def person(number: int, exchanged: bool = False) -> dict:
+    """Someone who faces the camera; `exchanged` puts the left side on the picture's left."""
+    sides = np.array([1 if n.startswith("left") else -1 if n.startswith("right") else 0 for n in BODY.names])
+    points = np.column_stack([20 + 6 * sides * (-1 if exchanged else 1), np.linspace(6, 40, 17)]).astype(np.float32)
+    points[1:5, 0] = 20 + (points[1:5, 0] - 20) / 3
+    visibility = np.full(17, 2, np.uint8)
+    visibility[16], visibility[15] = 0, 1
+    points[16] = np.nan
+    return {
+        "id": number,
+        "box": np.array([5, 4, 35, 44], np.float32),
+        "keypoints": points,
+        "visibility": visibility,
+        "area": 99.5,
+    }
+
+
+def sample(number: int, **changes) -> dict:
+    inside = np.zeros(SIZE, bool)
+    inside[8:40, 8:32] = True
+    normals = np.zeros((*SIZE, 3), np.float32)
+    normals[inside] = (0, 0, 1)
+    values = {
+        "key": f"s{number}",
+        "image": np.full((*SIZE, 3), 10 + number, np.uint8),
+        "alpha": np.uint8(255) * inside,
+        "normals": normals,
+        "depth": np.where(inside, np.float32(2 + number / 8), np.float32(0)),
+        "parts": np.where(inside, np.uint8(13), np.uint8(0)),
+        "foreground": np.full((*SIZE, 3), 77, np.uint8),
+        "intrinsics": np.array([[40, 0, 20], [0, 40, 24], [0, 0, 1]], np.float32),
+        "people": [person(10 * number), person(10 * number + 1)],
+        "meta": {},
+    }
+    return {name: value for name, value in (values | changes).items() if value is not None}
+
+
+SCHEMAS = {"keypoints": "coco-17", "parts": "lip-20"}
+
+
+@pytest.fixture
+def make_set(tmp_path):
+    def make(samples, name="set", per_shard=8, schemas=SCHEMAS):
+        with ShardWriter(tmp_path / name, "x", per_shard, {"licence": "CC0-1.0", "schemas": schemas}) as writer:
+            for entry in samples:
+                writer.write(entry)
+        return tmp_path / name
+
+    return make
+
+
+def check(folder, **options):
+    return verify(folder, workers=1, progress=False, **options)
+
+
+def texts(report):
+    return [f"{problem.shard}/{problem.sample}: {problem.text}" for problem in report.problems]
+
+
+# ------------------------------------------------------------------------------------------------------------ verify
+
+
+def test_a_sound_set(make_set):
+    folder = make_set([sample(i) for i in range(20)])
+    report = check(folder)
+    assert (report.shards, report.samples, report.people, report.problems) == (3, 20, 40, [])
+    assert report.size == sum(path.stat().st_size for path in folder.glob("*.tar"))
+    parallel = verify(folder, workers=2, progress=False)
+    assert parallel == report
+
+
+def damage(path, offset, value=None):
+    data = bytearray(path.read_bytes())
+    data[offset] = data[offset] ^ 0xFF if value is None else value
+    path.write_bytes(data)
+
+
+def test_changed_bytes_are_found_where_they_are(make_set):
+    folder = make_set([sample(i) for i in range(20)])
+    dataset = ShardDataset(folder)
+    index = read_index(index_path(folder / "x-000001.tar"))
+    entry = next(entry for entry in index.entries(3) if entry.extension == "depth.q16.zst")
+    damage(folder / "x-000001.tar", entry.offset + 5)
+    damage(folder / "x-000002.tar", 0)  # the header of a member, which no checksum of a member covers
+    report = check(folder, decode=False)
+    assert texts(report) == [
+        "x-000001.tar/None: its sha256 is not the manifest's: its bytes have changed",
+        "x-000001.tar/s11: member 'depth.q16.zst': its bytes have changed, the checksum differs",
+        "x-000002.tar/None: its sha256 is not the manifest's: its bytes have changed",
+    ]
+    assert len(dataset) == 20
+
+
+def test_missing_cut_and_foreign_files(make_set, tmp_path):
+    folder = make_set([sample(i) for i in range(32)])
+    (folder / "x-000000.tar").unlink()
+    (folder / "x-000001.tar").write_bytes((folder / "x-000001.tar").read_bytes()[:5000])
+    index_path(folder / "x-000002.tar").unlink()
+    damage(index_path(folder / "x-000003.tar"), 100)
+    (folder / "other.tar").write_bytes(b"")
+    found = "\n".join(texts(check(folder)))
+    assert "other.tar/None: the manifest does not name it" in found
+    assert "x-000000.tar/None: cannot be read: No such file" in found
+    assert "x-000001.tar/None: has 5000 bytes, the manifest says" in found
+    assert "x-000001.tar/s9: member" in found
+    assert "x-000002.tar/None: its index cannot be read" in found
+    assert "x-000003.tar/None: the sha256 of its index is not the manifest's" in found
+    assert "the index is cut off or damaged" in found
+
+
+def write_raw(folder, members_of, schemas=SCHEMAS):
+    """A set of what `encode_sample` would not write."""
+    with ShardWriter(folder, "x", 8, {"schemas": schemas}) as writer:
+        for key, members in members_of.items():
+            writer.write_encoded(key, members)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"parts": np.full(SIZE, 21, np.uint8)}, "parts: 1920 pixels of class 21; parts_lip_20 has 20"),
+        ({"intrinsics": None}, "depth without intrinsics"),
+        ({"intrinsics": np.zeros((3, 3), np.float32)}, "intrinsics: not a camera matrix"),
+        ({"people": [person(3), person(3)]}, "people: two have the same id"),
+        ({"people": [person(3) | {"box": np.array([9, 9, 9, 20], np.float32)}]}, "box 9, 9, 9, 20 is empty"),
+        ({"people": [person(3) | {"box": np.array([50, 9, 60, 20], np.float32)}]}, "lies outside of the 48 x 40 image"),
+        (
+            {"people": [person(3) | {"keypoints": np.zeros((5, 2)), "visibility": np.ones(5)}]},
+            "5 keypoints; keypoints_17 has 17",
+        ),
+        ({"people": [person(3) | {"visibility": np.ones(17)}]}, "labelled keypoints without a position"),
+        ({"people": [person(3) | {"keypoints": np.full((17, 2), 900.0)}]}, "a keypoint at 900, 900, far outside"),
+    ],
+)
+def test_wrong_values_are_found(make_set, changes, words):
+    report = check(make_set([sample(0), sample(1, **changes)]))
+    assert [problem.sample for problem in report.problems] == ["s1"] and words in report.problems[0].text
+
+
+def test_what_does_not_decode_is_found(tmp_path):
+    good, cut = encode_sample(sample(0)), encode_sample(sample(1))
+    cut["jpg"] = cut["jpg"][:300]
+    long = {**encode_sample(sample(2)), "normals.npy": npy(np.full((*SIZE, 3), 0.9, np.float32))}
+    del long[EXTENSIONS["normals"]]
+    other = {
+        **encode_sample(sample(3)),
+        "alpha.u8.zst": encode_sample(
+            sample(
+                3,
+                image=np.zeros((9, 9, 3), np.uint8),
+                **dict.fromkeys(("normals", "depth", "parts", "foreground", "people")),
+                alpha=np.ones((9, 9), np.uint8),
+            )
+        )["alpha.u8.zst"],
+    }
+    none = {"json": encode_sample(sample(4))["json"]}
+    report = check(write_raw(tmp_path / "raw", {"s0": good, "s1": cut, "s2": long, "s3": other, "s4": none}))
+    found = {problem.sample: problem.text for problem in report.problems}
+    assert set(found) == {"s1", "s2", "s3", "s4"}
+    assert "does not decode" in found["s1"] and "alpha is 9 x 9, the sample 48 x 40" in found["s3"]
+    assert "normals: 1920 are not of unit length (or not finite), such as 1.56" in found["s2"]
+    assert found["s4"] == "it has no image"
+
+
+def npy(array):
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def test_keys_that_occur_twice_in_different_shards(tmp_path):
+    for name, keys in (("a", "pqr"), ("b", "stq")):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            for key in keys:
+                info = tarfile.TarInfo(f"{key}.json")
+                info.size = 2
+                tar.addfile(info, io.BytesIO(b"{}"))
+    make_manifest(tmp_path)
+    found = [text for text in texts(check(tmp_path)) if "image" not in text]
+    assert found == ["b.tar/q: a.tar has a sample of this key, too"]
+
+
+def test_exchanged_sides_and_frames_are_found(make_set):
+    people = [sample(i, people=[person(1, exchanged=True)]) for i in range(24)]
+    assert "keypoints: left and right are exchanged: of 24 people" in texts(check(make_set(people)))[0]
+    away = [sample(i, normals=-sample(i)["normals"]) for i in range(3)]
+    assert "face away from the camera" in texts(check(make_set(away, "away")))[0]
+
+
+def test_a_schema_that_is_nowhere(make_set):
+    folder = make_set([sample(0)], schemas={"keypoints": "mine", "parts": "lip-20"})
+    assert "no schema 'mine' for keypoints; put mine.json into the folder" in texts(check(folder))[0]
+
+
+def test_a_manifest_that_lies(make_set):
+    folder = make_set([sample(i) for i in range(4)])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["samples"] = 5
+    manifest["digest"] = manifest_digest(manifest)
+    (folder / "manifest.json").write_bytes(canonical_json(manifest))
+    assert "the manifest says 5 samples, its shards have 4" in texts(check(folder))[0]
+    (folder / "manifest.json").write_bytes(canonical_json(manifest | {"samples": 4}))
+    with pytest.raises(ShardError, match="its digest does not fit its content"):
+        check(folder)
+
+
+# ------------------------------------------------------------------------------------------------------------- stats
+
+
+def test_statistics(make_set):
+    folder = make_set([sample(i, people=[person(i)] * (i % 2)) for i in range(12)])
+    for workers in (1, 2):
+        summary = summarise(folder, workers=workers, progress=False)
+        assert (summary["samples"], summary["people"], summary["shards"], summary["decoded"]) == (12, 6, 2, 12)
+        assert summary["people_per_image"] == {"0": 6, "1": 6} and summary["licence"] == "CC0-1.0"
+        assert summary["image"]["median"] == [48, 40] and summary["image"]["aspects"] == {"0.75 to 0.95": 1.0}
+        share = 32 * 24 / (48 * 40)
+        assert summary["classes"] == {"Background": round(1 - share, 6), "Face": round(share, 6), "ignored": 0.0}
+        assert summary["alpha_covered"] == round(share, 4)
+        assert summary["depth_metres"] == {"nearest": 2.0, "farthest": 3.375}
+        assert summary["keypoints"] == {
+            "body": {"visible": round(15 / 17, 4), "occluded": round(1 / 17, 4), "unlabelled": round(1 / 17, 4)}
+        }
+    fields, dataset = summary["fields"], ShardDataset(folder)
+    sizes = [len(dataset.read_encoded(i)["jpg"]) for i in range(12)]
+    assert fields["image"]["bytes_per_sample"] == round(sum(sizes) / 12) and fields["image"]["decode_ms"] > 0
+    assert fields["people"] == {"samples": 12, "share": 1.0}
+    few = summarise(folder, sampled=3, workers=1, progress=False)
+    assert few["decoded"] == 3 and few["samples"] == 12
+
+
+# ------------------------------------------------------------------------------------------------------------- index
+
+
+@pytest.fixture
+def tars(tmp_path):
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    for number in range(3):
+        with tarfile.open(folder / f"{number}.tar", "w") as tar:
+            for key in range(4):
+                members = encode_sample(sample(10 * number + key, image=np.full((*SIZE, 3), 99, np.uint8)))
+                for extension, data in members.items():
+                    info = tarfile.TarInfo(f"s{10 * number + key}.{extension}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    return folder
+
+
+def test_tars_become_a_set(tars):
+    info = {"licence": "mine", "schemas": SCHEMAS}
+    manifest, samples, made = index_folder(tars, info, workers=2, progress=False)
+    assert (samples, made) == (12, 3) and check(tars).problems == []
+    content = manifest.read_bytes()
+    assert ShardDataset(tars).manifest["people"] == 24
+    before = {path: path.stat().st_mtime_ns for path in tars.glob("*.index")}
+    assert index_folder(tars, workers=1, progress=False)[2] == 0
+    assert {path: path.stat().st_mtime_ns for path in tars.glob("*.index")} == before
+    assert manifest.read_bytes() == content  # what the manifest said is kept
+    index_path(tars / "1.tar").write_bytes(b"S2KINDEX" + bytes(80))
+    assert index_folder(tars, workers=1, progress=False)[2] == 1
+    assert index_folder(tars, anew=True, workers=1, progress=False)[2] == 3
+    assert manifest.read_bytes() == content and check(tars).problems == []
+
+
+def test_tars_that_cannot_be_indexed(tars, tmp_path):
+    (tars / "1.tar").write_bytes((tars / "1.tar").read_bytes()[:6000])
+    with pytest.raises(ShardError, match=r"1\.tar: "):
+        index_folder(tars, workers=1, progress=False)
+    assert index_path(tars / "0.tar").exists() and not index_path(tars / "1.tar").exists()
+    assert not (tars / "manifest.json").exists()
+    with pytest.raises(ShardError, match="no such folder"):
+        index_folder(tmp_path / "gone", progress=False)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ShardError, match=r"no \*\.tar in it"):
+        index_folder(tmp_path / "empty", progress=False)
+
+
+# -------------------------------------------------------------------------------------------------------------- show
+
+
+def test_the_sheet_shows_people_and_the_sets_own_classes():
+    both = SheetSchemas(BODY, load_class_list("lip-20"))
+    first = sample(0, image=np.zeros((*SIZE, 3), np.uint8))
+    strip = draw_sample(first, SIZE[0], both)
+    assert strip.shape == (48, 7 * 40, 3)
+    tiles = [strip[:, 40 * i : 40 * (i + 1)] for i in range(7)]
+    assert (tiles[4] == 77).all()  # the foreground
+    np.testing.assert_array_equal(tiles[5][20, 20], [0, 0, 255])  # LIP's face
+    x, y = first["people"][0]["keypoints"][5].astype(int)
+    np.testing.assert_array_equal(tiles[6][y, x], [0, 255, 0])  # the left shoulder
+    assert draw_sample(first, SIZE[0], SheetSchemas(None, None)).shape == (48, 6 * 40, 3)
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+
+def run(*words):
+    return main(["data", *map(str, words)])
+
+
+def test_from_a_folder_of_photographs_to_a_sheet(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(6):
+        cv2.imwrite(str(photos / f"{number}.jpg"), np.full((60, 50, 3), 40 * number, np.uint8))
+    out = tmp_path / "set" / "train"
+    words = ("pack", photos, "--out", out, "--licence", "mine", "--workers", 1, "--quiet")
+    assert run(*words) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert re.match(r"6 samples, 0\.\d MB: .*manifest\.json", said[0]) and said[1].startswith("look at it:")
+    assert run(*words) == 0 and "6 samples, already finished" in capsys.readouterr().out
+    assert run("verify", out, "--quiet") == 0
+    assert capsys.readouterr().out == f"{out}: sound: 1 shards, 6 samples, 0.0 MB\n"
+    assert run("stats", out, "--quiet") == 0
+    said = capsys.readouterr().out
+    assert "6 in 1 shards" in said and "60 x 50 (median)" in said and "mine" in said
+    assert run("show", out) == 0 and (out / "contact_sheet.png").stat().st_size > 500
+
+
+def test_verify_says_what_is_wrong_as_text_and_json(make_set, capsys):
+    folder = make_set([sample(0), sample(1, parts=np.full(SIZE, 21, np.uint8))])
+    assert run("verify", folder, "--quiet", "--workers", 1) == 1
+    said = capsys.readouterr()
+    assert said.out == "x-000000.tar, sample 's1': parts: 1920 pixels of class 21; parts_lip_20 has 20\n"
+    assert said.err == f"s2kit: error: {folder}: 1 problems in 1 shards, 2 samples, 4 people, 0.0 MB\n"
+    assert run("verify", folder, "--json", "--workers", 1) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["sound"] is False and found["samples"] == 2
+    assert found["problems"] == [
+        {"shard": "x-000000.tar", "sample": "s1", "text": "parts: 1920 pixels of class 21; parts_lip_20 has 20"}
+    ]
+
+
+def test_stats_as_json_and_index(tars, capsys):
+    words = ("index", tars, "--quiet", "--workers", 1, "--keypoints", "coco-17", "--parts", "lip-20")
+    assert run(*words) == 0
+    assert capsys.readouterr().out == f"12 samples, 3 tars indexed: {tars}/manifest.json\n"
+    assert run("stats", tars, "--json", "--workers", 1, "--sample", 2) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["people"] == 24 and summary["schemas"]["keypoints"] == "coco-17" and summary["decoded"] == 2
+    assert run("stats", tars, "--quiet", "--workers", 1) == 0
+    assert "keypoints: coco-17" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["verify", "stats", "show"])
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("nowhere", "nowhere: there is no such folder"),
+        (".", "not a set of samples, it has no manifest.json; 'python -m s2kit data' says how to make one"),
+        ("split", "holds the sets train, val; give one of them, such as"),
+        ("begun", "an unfinished set; give the command that began it once more"),
+        ("tars", "tars without manifest.json; make them a set with: python -m s2kit data index"),
+        ("a.txt", "a.txt: not a set; give the folder that holds manifest.json"),
+    ],
+)
+def test_what_is_no_set_is_told_in_one_line(tmp_path, monkeypatch, capsys, command, place, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("text")
+    for name in ("begun/" + STAGING_NAME, "tars", "split/train", "split/val"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "tars" / "x.tar").write_bytes(b"")
+    for name in ("train", "val"):
+        (tmp_path / "split" / name / "manifest.json").write_text("{}")
+    assert run(command, place) == 1
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1 and "ShardWriter" not in said and "Error" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (("pack",), 2, "required: SOURCE, --out"),
+        (
+            ("pack", "x", "--out", "y", "--workers", "abc"),
+            2,
+            "--workers: must be a whole number from 1 to 4096, got 'abc'",
+        ),
+        (
+            ("pack", "x", "--out", "y", "--max-rejected", "2"),
+            2,
+            "--max-rejected: must be a number from 0 to 1, got '2'",
+        ),
+        (("pack", "x", "--out", "y"), 1, "x: no such folder or list of pictures"),
+        (("pack", ".", "--out", "y", "--root", "z"), 1, "--root is for lists, and . is a folder"),
+        (("pack", ".", "--out", "y", "--prefix", "a/b"), 1, "prefix 'a/b' must be a plain name"),
+        (("import",), 2, "required: NAME"),
+        (("import", "imagenet"), 2, "invalid choice: 'imagenet'"),
+        (("import", "coco", "--out", "y"), 2, "required: --annotations, --images"),
+        (("import", "coco", "--annotations", "a", "--images", ".", "--out", "y"), 1, "a: No such file or directory"),
+        (("import", "normals", ".", "--out", "y"), 2, "required: --frame"),
+        (("import", "renders", ".", "--labels", "normals", "--out", "y"), 1, "--frame is not given"),
+        (("import", "lip", ".", "--split", "test", "--out", "y"), 2, "invalid choice: 'test'"),
+        (
+            ("import", "coco-style", "--annotations", "a", "--images", ".", "--schema", "mpii", "--out", "y"),
+            1,
+            "no schema mpii: give",
+        ),
+        (("stats", ".", "--sample", "0"), 2, "--sample: must be a whole number from 1"),
+        (("verify",), 2, "required: DIR"),
+        (("index", "gone"), 1, "gone: no such folder"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, words, code, text):
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("a.png", np.zeros((9, 9, 3), np.uint8))
+    assert run(*words) == code
+    said = capsys.readouterr().err
+    assert text in said and said.startswith("s2kit: error: ") and said.count("\n") == 1
+    assert not (tmp_path / "y").exists()
+
+
+@pytest.mark.parametrize("name", list(IMPORTERS))
+def test_every_importer_has_help(name, capsys):
+    assert run("import", name, "--help") == 0
+    said = capsys.readouterr().out
+    assert "--out" in said and "--licence" in said and "--max-rejected" in said
