@@ -208,9 +208,9 @@ class TaskDataModule(LightningDataModule):
     # ------------------------------------------------------------------------------------------------ loaders
 
     def _ranks(self) -> dict[str, int]:
-        if self.trainer is None:
-            return {"rank": 0, "world_size": 1}
-        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        # Not the Trainer's own rank: devices that share one model by tensor parallelism must get the same samples.
+        known = (self.trainer.distributed_sampler_kwargs if self.trainer is not None else None) or {}
+        return {"rank": known.get("rank", 0), "world_size": known.get("num_replicas", 1)}
 
     def train_dataloader(self) -> ResumableLoader:
         weights = [source.weight for source in self.sources("train")]
@@ -280,7 +280,7 @@ class TaskDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Return the training loader's state. Lightning saves it with every checkpoint and always loads it, while it
         leaves out the loader's own when a run resumes at the end of an epoch."""
-        if self._train_loader is None:
+        if self._train_loader is None or self.trainer is None:
             return {}
         return {"loader": self._train_loader.state_dict(), "epoch_batches": self.trainer.num_training_batches}
 
