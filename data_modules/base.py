@@ -212,11 +212,13 @@ class TaskDataModule(LightningDataModule):
         known = (self.trainer.distributed_sampler_kwargs if self.trainer is not None else None) or {}
         return {"rank": known.get("rank", 0), "world_size": known.get("num_replicas", 1)}
 
-    def train_dataloader(self) -> ResumableLoader:
+    def train_dataloader(self) -> DataLoader:
         weights = [source.weight for source in self.sources("train")]
         if not weights:
             raise UserError("data.train is not given, although data.val or data.test are")
         dataset = TrainingSamples(self.open_sets("train"), self.train_transform(), weights, self.seed, self.block)
+        if self.trainer is not None and self.trainer.overfit_batches > 0:
+            return self._sliced(dataset, collate_training)  # the same batches again and again: nothing to go on with
         loader = ResumableLoader(
             dataset,
             self.batch_size,

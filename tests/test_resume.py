@@ -174,6 +174,12 @@ def test_a_loader_that_is_made_anew_every_epoch_goes_on(sources, tmp_path):
     assert anew.taken == whole.taken
 
 
+def test_overfitting_repeats_the_first_batches(sources, tmp_path):
+    model, _, _ = fit(tmp_path, sources, max_epochs=3, overfit_batches=2)
+    assert len(model.taken) == 6
+    assert model.taken[:2] == model.taken[2:4] == model.taken[4:]
+
+
 def test_scoring_a_checkpoint_does_not_move_the_run(sources, tmp_path):
     _, data, trainer = fit(tmp_path, sources, save=True, max_steps=9)
     trainer.validate(run.Recorder(), datamodule=data, ckpt_path=tmp_path / "steps" / "step=3.ckpt", verbose=False)
