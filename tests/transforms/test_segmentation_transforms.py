@@ -60,6 +60,17 @@ def test_label_then_transform_is_transform_then_label(chart, options, schema):
     assert mirrors == 12 * options.get("flip", 0) or (options.get("flip") == 0.5 and 0 < mirrors < 12)
 
 
+def test_a_flip_is_the_mirror_image_to_the_last_column(chart):
+    sample = person(chart)
+    plain, flipped = (
+        SegmentationTrainTransform(SIZE, **PLAIN | {"flip": flip})(sample, np.random.default_rng(0)) for flip in (0, 1)
+    )
+    np.testing.assert_array_equal(flipped["image"], plain["image"][:, :, ::-1])
+    swapped = load_class_list(29).flip_table[plain["labels"][:, ::-1]]
+    np.testing.assert_array_equal(flipped["labels"], swapped)
+    assert (swapped != plain["labels"][:, ::-1]).any()
+
+
 def test_padding_of_a_crop_is_ignored_and_corners_are_background(chart):
     sample = person(chart)
     sample["parts"][sample["parts"] == 0] = 1  # now only padding can be 0
