@@ -321,6 +321,15 @@ def test_the_sheet_shows_people_and_the_sets_own_classes():
     assert draw_sample(first, SIZE[0], SheetSchemas(None, None)).shape == (48, 6 * 40, 3)
 
 
+def test_a_sheet_of_a_set_elsewhere(make_set, tmp_path):
+    import fsspec
+
+    folder, memory = make_set([sample(0)]), fsspec.filesystem("memory")
+    memory.put(str(folder), "/elsewhere/set", recursive=True)
+    assert run("show", "memory://elsewhere/set", "--out", tmp_path / "sheet.png") == 0
+    assert (tmp_path / "sheet.png").stat().st_size > 500
+
+
 # ------------------------------------------------------------------------------------------------------ command line
 
 
@@ -340,10 +349,10 @@ def test_from_a_folder_of_photographs_to_a_sheet(tmp_path, capsys):
     assert re.match(r"6 samples, 0\.\d MB: .*manifest\.json", said[0]) and said[1].startswith("look at it:")
     assert run(*words) == 0 and "6 samples, already finished" in capsys.readouterr().out
     assert run("verify", out, "--quiet") == 0
-    assert capsys.readouterr().out == f"{out}: sound: 1 shards, 6 samples, 0.0 MB\n"
+    assert capsys.readouterr().out == f"{out}: sound: 1 shard, 6 samples, 0.0 MB\n"
     assert run("stats", out, "--quiet") == 0
     said = capsys.readouterr().out
-    assert "6 in 1 shards" in said and "60 x 50 (median)" in said and "mine" in said
+    assert "6 in 1 shard" in said and "60 x 50 (median)" in said and "mine" in said
     assert run("show", out) == 0 and (out / "contact_sheet.png").stat().st_size > 500
 
 
@@ -352,7 +361,7 @@ def test_verify_says_what_is_wrong_as_text_and_json(make_set, capsys):
     assert run("verify", folder, "--quiet", "--workers", 1) == 1
     said = capsys.readouterr()
     assert said.out == "x-000000.tar, sample 's1': parts: 1920 pixels of class 21; parts_lip_20 has 20\n"
-    assert said.err == f"s2kit: error: {folder}: 1 problems in 1 shards, 2 samples, 4 people, 0.0 MB\n"
+    assert said.err == f"s2kit: error: {folder}: 1 problem in 1 shard, 2 samples, 4 people, 0.0 MB\n"
     assert run("verify", folder, "--json", "--workers", 1) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["sound"] is False and found["samples"] == 2
@@ -428,6 +437,9 @@ def test_what_is_no_set_is_told_in_one_line(tmp_path, monkeypatch, capsys, comma
         ),
         (("stats", ".", "--sample", "0"), 2, "--sample: must be a whole number from 1"),
         (("verify",), 2, "required: DIR"),
+        (("verify", "s3://a/b"), 2, "s3://a/b is a URL; give a folder on this machine"),
+        (("show", "memory://a/b"), 1, "--out is not given: where to write the picture of memory://a/b"),
+        (("show", "memory://a/b", "--out", "y.png"), 1, "memory://a/b"),
         (("index", "gone"), 1, "gone: no such folder"),
     ],
 )

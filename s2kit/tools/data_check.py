@@ -32,7 +32,7 @@ def add_index(commands: Any) -> None:
     """Add ``data index`` to the sub-commands."""
     parser = commands.add_parser("index", help="make a set of tars that are there", description=INDEX)
     add = parser.add_argument
-    add("folder", type=Path, metavar="DIR", help="holds the tars")
+    add("folder", type=local_folder, metavar="DIR", help="holds the tars")
     add("--licence", metavar="TEXT", help="licence note for the manifest")
     add("--source", metavar="TEXT", help="where the data come from, for the manifest")
     add(
@@ -50,7 +50,7 @@ def add_index(commands: Any) -> None:
 def add_verify(commands: Any) -> None:
     """Add ``data verify`` to the sub-commands."""
     parser = commands.add_parser("verify", help="check every checksum, image and label", description=VERIFY)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a set: the folder with manifest.json")
+    parser.add_argument("folder", type=local_folder, metavar="DIR", help="a set: the folder with manifest.json")
     parser.add_argument("--no-decode", dest="decode", action="store_false", help="check only sizes and checksums")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     _add_common(parser)
@@ -60,7 +60,7 @@ def add_verify(commands: Any) -> None:
 def add_stats(commands: Any) -> None:
     """Add ``data stats`` to the sub-commands."""
     parser = commands.add_parser("stats", help="sizes, labels, bytes and decoding times", description=STATS)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a set: the folder with manifest.json")
+    parser.add_argument("folder", type=local_folder, metavar="DIR", help="a set: the folder with manifest.json")
     parser.add_argument(
         "--sample", type=whole(1), default=256, metavar="N", help="number of samples to decode (default: 256)"
     )
@@ -72,6 +72,18 @@ def add_stats(commands: Any) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=whole(1, 4096), metavar="W", help="processes (default: one per core)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def count(number: int, what: str) -> str:
+    """Return a number with its noun: "1 shard", "2 shards"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def local_folder(text: str) -> Path:
+    """Type of an argument that is a set on this machine."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is a URL; give a folder on this machine ('data show' takes URLs)")
+    return Path(text)
 
 
 def require_set(folder: Path) -> None:
@@ -114,7 +126,7 @@ def _index(options: argparse.Namespace) -> int:
     manifest, samples, made = index_folder(
         options.folder, info, anew=options.anew, workers=options.workers, progress=not options.quiet
     )
-    print(f"{samples} samples, {made} tars indexed: {manifest}")
+    print(f"{count(samples, 'sample')}, {count(made, 'tar')} indexed: {manifest}")
     return 0
 
 
@@ -135,11 +147,11 @@ def _verify(options: argparse.Namespace) -> int:
     if wrong > _SHOWN_PROBLEMS:
         print(f"... and {wrong - _SHOWN_PROBLEMS} more; --json lists them all")
     people = f", {report.people} people" if report.people else ""
-    checked = f"{report.shards} shards, {report.samples} samples{people}, {report.size / 1e6:.1f} MB"
+    checked = f"{count(report.shards, 'shard')}, {count(report.samples, 'sample')}{people}, {report.size / 1e6:.1f} MB"
     if not wrong:
         print(f"{options.folder}: sound: {checked}")
         return 0
-    print(f"s2kit: error: {options.folder}: {wrong} problems in {checked}", file=sys.stderr)
+    print(f"s2kit: error: {options.folder}: {count(wrong, 'problem')} in {checked}", file=sys.stderr)
     return 1
 
 
@@ -167,7 +179,7 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     console = Console(width=None if sys.stdout.isatty() else 100)
     mean = summary["bytes"] / max(summary["samples"], 1)
     facts = [
-        ("samples", f"{summary['samples']} in {summary['shards']} shards"),
+        ("samples", f"{summary['samples']} in {count(summary['shards'], 'shard')}"),
         ("bytes", f"{summary['bytes'] / 1e6:.1f} MB, {mean / 1e3:.1f} kB a sample"),
         ("licence", summary["licence"] or "not stated"),
         ("source", summary["source"] or "not stated"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from s2kit.errors import UserError
 from s2kit.tools.arguments import real, whole
+from s2kit.tools.data_check import count
 
 if TYPE_CHECKING:
     from data_modules.importers import Importer
@@ -106,13 +107,13 @@ def _run(options: argparse.Namespace, build: Callable[[argparse.Namespace], Impo
 def _report(packed: Packed, options: argparse.Namespace) -> None:
     people = f", {packed.people} people" if packed.people else ""
     done = "already finished" if packed.already else f"{packed.size / 1e6:.1f} MB"
-    print(f"{packed.samples} samples{people}, {done}: {packed.manifest}")
+    print(f"{count(packed.samples, 'sample')}{people}, {done}: {packed.manifest}")
     for note in packed.notes[:_SHOWN_NOTES]:
         print(f"note: {note}")
     if packed.rejected:
         key, reason = packed.rejected[0]
         listed = packed.manifest.with_name("rejected.jsonl")
-        print(f"note: {len(packed.rejected)} samples rejected, listed in {listed} (first: {key}: {reason})")
+        print(f"note: {count(len(packed.rejected), 'sample')} rejected, listed in {listed} (first: {key}: {reason})")
     if options.licence is None and not packed.already:
         print("note: no licence note in the manifest; --licence TEXT writes one")
     print(f"look at it: python -m s2kit data show {options.out}")
