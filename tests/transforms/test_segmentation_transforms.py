@@ -102,6 +102,17 @@ def test_crops_have_the_published_sizes(chart):
     np.testing.assert_allclose(without, np.tile(np.diag([96 / 120, 128 / 150]), (5, 1, 1)), rtol=1e-6)
 
 
+def test_a_resize_that_shrinks_loses_resolution_and_one_that_enlarges_does_not(chart):
+    stripes = np.zeros((128, 96, 3), np.uint8)
+    stripes[:, ::4] = stripes[:, 1::4] = 200  # two pixels wide
+    sample = {"key": "k", "image": stripes, "parts": np.tile(np.uint8([[1, 2]]), (128, 48))}
+    contrast = {}
+    for scale in (0.4, 1.0, 2.0):
+        transform = SegmentationTrainTransform(SIZE, **PLAIN | {"resize": 1.0}, scale=(scale, scale))
+        contrast[scale] = transform(sample, np.random.default_rng(0))["image"].std()
+    assert contrast[0.4] < 0.45 * contrast[1.0] and contrast[2.0] == contrast[1.0] == stripes.std()
+
+
 def test_crops_that_show_too_little_are_drawn_again(chart):
     """The only person is a small square: a crop that is to show two classes must find it."""
     parts = np.zeros(chart.size, np.uint8)
