@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -93,6 +94,20 @@ def test_training_draws_by_weight_and_augments_by_number(sets):
         assert items[number]["key"] == samples.sets[part].key(index) == samples[number]["key"]
         assert items[number]["draw"] == np.float32(np.random.default_rng([4, number]).random())
     assert len({float(item["draw"][0]) for item in items}) > 295
+
+
+def test_a_set_behind_a_url_gives_the_same_samples_and_is_read_ahead(sets, monkeypatch):
+    fsspec.filesystem("memory").put(sets[0], "/people", recursive=True)
+    asked: list[int] = []
+    prefetch = ShardDataset.prefetch
+    monkeypatch.setattr(ShardDataset, "prefetch", lambda self, which: (asked.extend(which), prefetch(self, which)))
+    local, remote = (run.RecordedData(train=path, batch_size=4, num_workers=0) for path in (sets[0], "memory://people"))
+    expected = [batch["key"] for batch in local.train_dataloader()]
+    asked.clear()
+    loader = remote.train_dataloader()
+    assert [batch["key"] for batch in loader] == expected
+    order = loader.dataset.order.batch(np.arange(12))[1].tolist()
+    assert asked == order[:8] + order[4:]  # each batch, and with it the next one
 
 
 def test_evaluation_takes_the_sets_one_after_the_other(sets):
