@@ -85,8 +85,8 @@ class PoseTrainTransform:
     ``median`` (over 3 to 7 pixels), ``hole`` (a black rectangle of 20 to 40 % of each side; keypoints beneath it stay
     labelled). Shift, scale and rotation are normally distributed, cut at one deviation.
 
-    Heatmaps are drawn on the device, by the task. The corner cells of a heatmap of w' cells stand on the corner pixels of
-    an input of w pixels: x is at cell (x - 0.5) (w' - 1) / (w - 1), counted from cell centres.
+    Heatmaps are drawn on the device, by the task. The corner cells of a heatmap of w' cells stand on the corner pixels
+    of an input of w pixels: x is at cell (x - 0.5) (w' - 1) / (w - 1), counted from cell centres.
 
     Args:
         image_size: Network input (height, width).
