@@ -58,6 +58,8 @@ class CachedFolder:
 
     def path(self, entry: dict[str, Any]) -> Path:
         """Return where a shard lies once it is here. A changed shard, or one of another set, has another name."""
+        if not entry.get("sha256"):
+            raise ShardError(f"{self.where(entry['name'])}: the manifest has no sha256 of it; use make_manifest")
         origin = hashlib.sha256(self.where(entry["name"]).encode()).hexdigest()[:16]
         return self.folder / f"{origin}-{entry['sha256'][:16]}-{entry['name']}"
 

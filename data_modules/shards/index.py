@@ -34,7 +34,7 @@ from data_modules.shards.format import INDEX_SUFFIX, ShardError, split_member_na
 from data_modules.shards.records import count_people, parse_loosely
 
 INDEX_VERSION = 2
-MAX_JSON = 1 << 26
+MAX_JSON, MAX_HEADER = 1 << 26, 1 << 14
 MEMBER = np.dtype([("offset", "<u8"), ("size", "<u8"), ("crc32", "<u4"), ("extension", "<u4")])
 
 _MAGIC = b"S2KINDEX"
@@ -240,10 +240,22 @@ def replace_file(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
+class _HeaderFile:
+    """What tarfile reads headers from. Its time grows with the square of a header's size, so large ones are refused."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes, more than {MAX_HEADER}")
+        return self._read(size)
+
+
 def _scan(path: Path, file: BinaryIO) -> Iterator[tuple[str, Entry, bytes | None]]:
     """Yield the key, the entry, and for a ``json`` member the content of each member of a sample."""
     end = os.fstat(file.fileno()).st_size
-    with tarfile.open(fileobj=file, mode="r:") as tar:
+    with tarfile.open(fileobj=_HeaderFile(file), mode="r:") as tar:
         for member in tar:
             name = member.name
             if name.startswith("/") or ".." in name.split("/") or "\\" in name:
