@@ -21,8 +21,8 @@ Check a set from end to end: sizes and checksums of every file and member, every
 and values, unique keys, left and right of keypoints, the frame of normals. Exit code 1 if anything is wrong.
 """
 STATS = """\
-Say what is in a set: samples, people, sizes, aspect ratios, labels, bytes per sample of each field, the time that
-decoding takes here with one thread; and of a part of the samples, class shares, visible keypoints, depths.
+Say what is in a set: samples, people, sizes, aspect ratios, labels, bytes per sample of each field, the time of
+a core that decoding takes here; and of a part of the samples, class shares, visible keypoints, depths.
 """
 _SHOWN_PROBLEMS = 50
 _SHOWN_ROWS = 12
@@ -218,9 +218,7 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
 def _print_fields(console: Any, summary: dict[str, Any]) -> None:
     from rich.table import Table
 
-    table = Table(
-        "field", "samples", "share", "kB a sample", "decode ms", title=f"fields ({summary['decoded']} decoded)"
-    )
+    table = Table("field", "samples", "share", "kB a sample", "core ms", title=f"fields ({summary['decoded']} decoded)")
     for name, entry in summary["fields"].items():
         size, cost = entry.get("bytes_per_sample"), entry.get("decode_ms")
         table.add_row(
