@@ -166,6 +166,12 @@ def test_bad_samples_are_counted_by_reason_and_listed(tmp_path):
     bad.add(2, [("c", "unreadable: y.tar: 4 bytes")], step=8)
     assert (bad.seen, bad.count) == (7, 3)
     assert bad.reasons == {"unreadable": 2, "its box N is empty": 1}
+    assert bad.metrics() == {
+        "data/bad_samples": 3,
+        "data/bad_samples/unreadable": 2,
+        "data/bad_samples/its_box_N_is_empty": 1,
+    }
+    assert BadSamples().metrics() == {}
     lines = [json.loads(line) for line in (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()]
     assert lines[0] == {"key": "a", "reason": "unreadable: x.tar: 3 bytes", "step": 7, "rank": 3}
     assert [(line["key"], line["step"]) for line in lines] == [("a", 7), ("b", 7), ("c", 8)]
