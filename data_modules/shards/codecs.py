@@ -254,7 +254,7 @@ def _check_sizes(sample: dict[str, Any], record: dict[str, Any], key: str | None
 
 
 def _to_kit_frame(normals: np.ndarray, frame: str, key: str | None) -> None:
-    if frame not in NORMALS_FRAMES:
+    if not isinstance(frame, str) or frame not in NORMALS_FRAMES:
         known = ", ".join(NORMALS_FRAMES)
         raise ShardError(f"sample {key!r}: normals_frame {frame!r} is not known; it must be one of {known}")
     for axis, sign in enumerate(NORMALS_FRAMES[frame]):

@@ -176,7 +176,7 @@ def parse_manifest(data: bytes, path: str | Path) -> dict[str, Any]:
     except ShardError as error:
         raise ShardError(f"{path}: {error}") from None
     frame = manifest.get("normals_frame", KIT_NORMALS_FRAME)
-    if frame not in NORMALS_FRAMES:
+    if not isinstance(frame, str) or frame not in NORMALS_FRAMES:
         raise ShardError(f"{path}: normals_frame {frame!r} is not known; it must be one of {', '.join(NORMALS_FRAMES)}")
     return manifest
 
