@@ -205,6 +205,18 @@ def test_evaluation_can_be_cut_to_the_person(root):
         assert width >= sample["box"][2] - sample["box"][0] - 1 and height >= sample["box"][3] - sample["box"][1] - 1
 
 
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_users_pictures_are_fitted_as_the_task_is_evaluated(root, picture_folder, name):
+    (batch,) = make(name, root, predict_path=str(picture_folder / "wide.jpg")).predict_dataloader()
+    assert batch["image"].shape == (1, 3, *SIZE) and batch["source_size"].tolist() == [[50, 70]]
+    scale = {
+        "SegmentationDataModule": [48 / 70, 64 / 50],  # stretched
+        "MattingDataModule": [48 / 70, 64 / 50],
+        "PoseDataModule": [47 / (70 * 1.25), 63 / (70 * 1.25 * 4 / 3)],  # the whole picture is the person's box
+    }.get(name, [48 / 70, 34 / 50])  # 34 whole pixels of 34.3
+    np.testing.assert_allclose(np.diag(batch["crop"][0])[:2], scale, rtol=1e-5)
+
+
 def test_canvas_of_pretraining(root):
     module = make("PretrainingDataModule", root, canvas=(40, 80))
     batch = next(iter(module.train_dataloader()))
