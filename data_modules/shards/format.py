@@ -171,6 +171,9 @@ def parse_manifest(data: bytes, path: str | Path) -> dict[str, Any]:
     for name in names:
         if Path(name).name != name or name in ("", ".", ".."):
             raise ShardError(f"{path}: shard name {name!r} leaves the folder; names must be plain file names")
+    for unit in ("samples", "people", "bytes"):
+        if unit in manifest and manifest[unit] != sum(shard.get(unit, 0) for shard in shards):
+            raise ShardError(f"{path}: {unit} is {manifest[unit]!r}, which is not the sum of its shards'")
     try:
         check_schemas(manifest.get("schemas", {}))
     except ShardError as error:
