@@ -92,6 +92,7 @@ def require_set(folder: Path) -> None:
     Raises:
         UserError: It is not; the text says what it is and what to do.
     """
+    from data_modules.images import EXTENSIONS
     from data_modules.packing import leftover
     from data_modules.shards.format import MANIFEST_NAME, manifest_path
 
@@ -107,9 +108,9 @@ def require_set(folder: Path) -> None:
     if leftover(folder):
         raise UserError(f"{folder}: an unfinished set; give the command that began it once more")
     if next(folder.glob("*.tar"), None):
-        raise UserError(
-            f"{folder}: tars without {MANIFEST_NAME}; make them a set with: python -m s2kit data index {folder}"
-        )
+        raise UserError(f"{folder}: tars without {MANIFEST_NAME}; make it a set: python -m s2kit data index {folder}")
+    if any(file.suffix.lower() in EXTENSIONS for file in folder.iterdir()):
+        raise UserError(f"{folder}: pictures, not a set; pack them: python -m s2kit data pack {folder} --out SET")
     raise UserError(
         f"{folder}: not a set of samples, it has no {MANIFEST_NAME}; 'python -m s2kit data' says how to make one"
     )

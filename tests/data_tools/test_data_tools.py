@@ -158,16 +158,18 @@ def test_stats_as_json_and_index(tars, capsys):
         (".", "not a set of samples, it has no manifest.json; 'python -m s2kit data' says how to make one"),
         ("split", "holds the sets train, val; give one of them, such as"),
         ("begun", "an unfinished set; give the command that began it once more"),
-        ("tars", "tars without manifest.json; make them a set with: python -m s2kit data index"),
+        ("tars", "tars without manifest.json; make it a set: python -m s2kit data index tars"),
+        ("photos", "pictures, not a set; pack them: python -m s2kit data pack photos --out SET"),
         ("a.txt", "a.txt: not a set; give the folder that holds manifest.json"),
     ],
 )
 def test_what_is_no_set_is_told_in_one_line(tmp_path, monkeypatch, capsys, command, place, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("text")
-    for name in ("begun/" + STAGING_NAME, "tars", "split/train", "split/val"):
+    for name in ("begun/" + STAGING_NAME, "tars", "photos", "split/train", "split/val"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "tars" / "x.tar").write_bytes(b"")
+    (tmp_path / "photos" / "x.JPG").write_bytes(b"")
     for name in ("train", "val"):
         (tmp_path / "split" / name / "manifest.json").write_text("{}")
     assert run(command, place) == 1
