@@ -84,6 +84,25 @@ def test_print_config_resolves_to_a_config_that_runs(config, capsys, tmp_path):
     assert yaml.safe_load(capsys.readouterr().out) == resolved
 
 
+@pytest.mark.parametrize(
+    ("given", "resolved"),
+    [
+        ("/a", "/a"),
+        ("[/a, /b]", ["/a", "/b"]),
+        (
+            "[{path: /a, weight: 3}, {path: s3://b/c}]",
+            [{"path": "/a", "weight": 3.0}, {"path": "s3://b/c", "weight": 1.0}],
+        ),
+    ],
+)
+def test_shard_sets_are_given_as_a_path_or_a_list(given, resolved, config, capsys, tmp_path):
+    (tmp_path / "overlay.yaml").write_text(f"data: {{init_args: {{val: {given}}}}}\n")
+    args = ["fit", *config, "--config", str(tmp_path / "overlay.yaml"), f"--data.train={given}", "--print_config"]
+    assert main(args) == 0
+    data = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]
+    assert data["train"] == data["val"] == resolved
+
+
 def test_overlays_merge_key_by_key_with_options_between(config, capsys, tmp_path):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("model: {init_args: {weight_decay: 0.5}}\ntrainer: {max_steps: 7}\n")
@@ -191,6 +210,7 @@ def test_predict_writes_every_picture_and_reports_the_broken_one(
         (["--model.wieght_decay", "1"], ["--model.wieght_decay", "no such option", "did you mean", "weight_decay"]),
         (["--trainer.max_stepz", "1"], ["--trainer.max_stepz", "max_steps"]),
         (["--data.synth.trian", "1"], ["--data.synth.trian", "train"]),
+        (["--data.train", "[{path: a, wieght: 2}]"], ["wieght", "no such option", "did you mean weight"]),
         (["--model.class_path", "s2kit.tasks.Poses"], ["s2kit.tasks.Poses"]),
         (["--model.lr"], ["--model.lr: no value given"]),
     ],
