@@ -18,8 +18,9 @@ class ResumableLoader(DataLoader):
     workers or ranks, or another batch size.
 
     Lightning saves the state with its own loop, but does not load it where a run that counts epochs stopped between two
-    of them, or where the number of steps was asked for before; so ``TaskDataModule`` keeps it as well. torchdata's StatefulDataLoader is not used: it keeps a snapshot of every worker
-    and refuses another number of them, and an order without state has nothing to take a snapshot of.
+    of them, or where something asked for the number of steps before; so ``TaskDataModule`` keeps it as well.
+    torchdata's StatefulDataLoader is not used: it keeps a snapshot of every worker and refuses another number of them,
+    and an order without state has nothing to take a snapshot of.
 
     Args:
         dataset: Indexed by sample number, without bounds; its length is the number of samples of an epoch.
