@@ -250,3 +250,17 @@ def test_exif_turns_are_not_guessed(coco, tmp_path, orientation, size, words):
     else:
         samples = ShardDataset(tmp_path / "out")
         assert samples[0]["image"].shape == (48, 64, 3) and samples.read_encoded(0)["jpg"] == stored
+
+
+def test_an_imported_set_feeds_the_data_module(coco, tmp_path):
+    from data_modules import PoseDataModule
+
+    path, images, *_ = coco("coco-17", 6)
+    bring(CocoImporter(path, images), tmp_path / "train")
+    data = PoseDataModule(
+        schema="coco-17", image_size=(64, 48), train=str(tmp_path / "train"), batch_size=9, num_workers=0
+    )
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert batch["keypoints"].shape == (9, 17, 2) and np.isfinite(batch["keypoints"].numpy()).all()
+    assert len(set(batch["person_id"])) == 9 and (batch["visibility"] > 0).any()
