@@ -69,7 +69,7 @@ def check_key(key: str) -> str:
 
 
 def split_member_name(name: str) -> tuple[str, str] | None:
-    """Split ``folder/key.normals.oct.zst`` into key and extension; None where there is no extension."""
+    """Split ``folder/key.normals.q14.zst`` into key and extension; None where there is no extension."""
     match = _MEMBER_NAME.match(name.removeprefix("./"))
     return (match[1], match[2].lower()) if match else None
 
