@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_modules.importers.base import Importer, ImportFailedError, RejectedError, Source, digest_of
+from data_modules.importers.base import Importer, ImportFailedError, RejectedError, Source, digest_of, printable
 from data_modules.locking import hold_alone
 from data_modules.parallel import default_workers, run_parallel
 from data_modules.progress import ProgressBar
@@ -238,7 +238,7 @@ def _samples(job: _Job, rejected: list[tuple[str, str]]) -> Iterator[tuple[str, 
         try:
             members = job.importer.sample(record)
         except RejectedError as error:
-            rejected.append((record.key, " ".join(str(error).split())))
+            rejected.append((record.key, printable(" ".join(str(error).split()))))
         else:
             yield record.key, members
 
