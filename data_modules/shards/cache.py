@@ -173,7 +173,11 @@ def _locked(path: Path) -> Iterator[None]:
         return
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            # Closing is not enough: a process forked meanwhile has the file open, and the lock with it.
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _sha256(path: Path) -> str:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from data_modules.shards import ShardCache, ShardDataset, ShardError, ShardWriter, StorageError, encode_sample
+from data_modules.shards import cache as cache_module
 from data_modules.shards import reader as reader_module
 from data_modules.shards import storage as storage_module
 from s2kit.errors import UserError
@@ -276,6 +278,22 @@ def test_several_readers_fetch_a_shard_once(server, truth, tmp_path):
     for read in found:
         assert_same(read, truth[1])
     assert len(found) == 4 and [path for path, _ in server.requests].count("/set/samples-000000.tar") == 1
+
+
+def test_a_process_forked_during_a_download_does_not_keep_others_waiting(tmp_path):
+    with cache_module._locked(tmp_path / "x.lock"):
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,))
+        child.start()
+    taken = threading.Event()
+
+    def take():
+        with cache_module._locked(tmp_path / "x.lock"):
+            taken.set()
+
+    threading.Thread(target=take, daemon=True).start()
+    assert taken.wait(5)
+    child.kill()
+    child.join()
 
 
 def test_the_cache_keeps_to_its_size(server, truth, tmp_path, folder):
