@@ -356,3 +356,43 @@ def test_resuming_what_is_not_there_is_refused(config, tiny_normals, tmp_path, c
 def test_weights_given_as_a_checkpoint_are_told_apart(run, config, tiny_normals, capsys):
     message = error_of(capsys, ["test", *config, *tiny_normals, f"--ckpt_path={run / 'weights.safetensors'}"], code=1)
     assert "give them as --model.weights" in message
+
+
+def test_a_run_on_a_training_set_alone_keeps_its_last_step_and_exports(
+    config, tiny_normals, synth_cache, capsys, tmp_path
+):
+    import torch
+
+    train = next((synth_cache / "synth").glob("train-*"))
+    own = [option for option in tiny_normals if not option.startswith("--data.synth")]
+    args = [*config, *own, f"--data.train={train}", f"--run.folder={tmp_path}", "--trainer.max_steps=3"]
+    assert main(["fit", *args, "--checkpoint.every_n_steps=2"]) == 0
+    run = tmp_path / "normals" / "version_0"
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3
+    for name, value in load_file(run / "weights.safetensors").items():
+        assert torch.equal(value, checkpoint["state_dict"][name]), name
+    assert "test set" not in capsys.readouterr().out
+    again = ["fit", *args, "--trainer.max_steps=5", "--run.version=version_0", "--ckpt_path=last"]
+    assert main(again) == 0
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    import torch
+
+    from s2kit.callbacks import AtomicCheckpointIO
+
+    path, writer = tmp_path / "folder" / "last.ckpt", AtomicCheckpointIO()
+    writer.save_checkpoint({"step": 1}, path)
+
+    def fail(checkpoint, file) -> None:
+        file.write(b"half of it")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        writer.save_checkpoint({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
