@@ -81,6 +81,8 @@ def run(args: list[str]) -> int:
 def one_line(error: BaseException) -> str:
     """Return an error as one line: its own words where they were written for the user, its type where not."""
     text = str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
     if re.match(r"Caught \w+ in DataLoader worker process", text):
         # A loader's process hands over its traceback as text; its last line is the error itself.
         text = text.strip().splitlines()[-1].partition(": ")[2]

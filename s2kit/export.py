@@ -8,6 +8,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from s2kit.models.checkpoints.describe import FORMAT
+from s2kit.models.checkpoints.writing import write_notice
 from s2kit.tasks import Task
 from s2kit.version import __version__
 
@@ -21,6 +22,7 @@ def describe_task(task: Task, metrics: dict[str, float] | None = None) -> dict[s
         "arch": task.hparams.arch,
         "image_size": list(task.image_size),
         "frame": getattr(task, "frame", None),
+        "weights_from": task.weights_from,
         "config": dict(task.hparams),
         "metrics": metrics or {},
         "parameters": sum(parameter.numel() for parameter in task.parameters()),
@@ -29,6 +31,8 @@ def describe_task(task: Task, metrics: dict[str, float] | None = None) -> dict[s
 
 def export_task(task: Task, folder: str | Path, metrics: dict[str, float] | None = None) -> Path:
     """Write ``weights.safetensors`` (published keys ``backbone.*``, ``decode_head.*``) and ``model.json``.
+
+    What was trained from others' weights gets a notice on the terms of Sapiens2, too.
 
     Returns:
         The path of the weights.
@@ -39,5 +43,7 @@ def export_task(task: Task, folder: str | Path, metrics: dict[str, float] | None
     state = {name: value.detach().cpu().contiguous() for name, value in task.state_dict().items()}
     save_file(state, weights.with_suffix(".tmp"), metadata={"format": "pt", "task": task.name})
     os.replace(weights.with_suffix(".tmp"), weights)
+    if task.weights_from is not None and not task.weights_from.startswith("timm/"):
+        write_notice(folder)
     (folder / "model.json").write_text(json.dumps(describe_task(task, metrics), indent=2) + "\n")
     return weights

@@ -396,3 +396,10 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkey
         writer.save_checkpoint({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_failure_of_the_system_names_the_file_in_words():
+    from s2kit.cli import one_line
+
+    assert one_line(FileNotFoundError(2, "No such file or directory", "people")) == "people: no such file or directory"
+    assert one_line(OSError("the disk is full")) == "the disk is full"

@@ -191,6 +191,37 @@ def test_terms_and_checksums_go_with_the_weights(layout, official, tmp_path, cap
     assert (onward / "LICENSE.md").read_text() == "Sapiens2 License, whole text"
 
 
+def test_weights_trained_here_from_nothing_get_no_notice(tmp_path, capsys):
+    from s2kit.export import export_task
+
+    export_task(NormalsTask(**FIELDS), tmp_path / "run")
+    source = tmp_path / "run"
+    for layout in ("lightning", "huggingface", "official"):
+        source = convert(source, layout, tmp_path / layout)
+        assert not (source / "NOTICE-SAPIENS2.txt").exists()
+        assert load_task("normals", source).weights_from is None
+    assert "Sapiens2 License" not in capsys.readouterr().out
+
+
+def test_what_was_trained_from_official_weights_keeps_the_notice(official, tmp_path):
+    from s2kit.export import export_task
+
+    task = NormalsTask(**FIELDS, weights=str(official))
+    assert (task.weights_from, task.frame) == (official.name, "published")
+    checkpoint: dict = {}
+    task.on_fit_start()  # from here on the data's frame is learned
+    task.on_save_checkpoint(checkpoint)
+    again = NormalsTask(**FIELDS)
+    again.on_load_checkpoint(checkpoint)
+    assert (again.weights_from, again.frame) == (official.name, NormalsTask.frame)
+    export_task(again, tmp_path / "run")
+    assert "Sapiens2 License" in (tmp_path / "run" / "NOTICE-SAPIENS2.txt").read_text()
+    out = convert(tmp_path / "run", "lightning", tmp_path / "out")
+    assert (out / "NOTICE-SAPIENS2.txt").exists()
+    third = load_task("normals", out)
+    assert (third.weights_from, third.frame) == (official.name, NormalsTask.frame)
+
+
 def test_a_flip_in_a_converted_file_is_noticed(official, tmp_path):
     out = convert(official, "official", tmp_path / "out")
     data = bytearray((out / "weights.safetensors").read_bytes())

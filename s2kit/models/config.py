@@ -153,7 +153,8 @@ def list_backbones() -> list[str]:
 def backbone_config(name: str, image_size: tuple[int, int] | None = None, **overrides) -> Sapiens2Config:
     """The config of a named size with some fields replaced; see `create_backbone`."""
     if name not in SAPIENS2:
-        close = difflib.get_close_matches(name, SAPIENS2, n=1)
+        whole = f"sapiens2_{name}"
+        close = [whole] if whole in SAPIENS2 else difflib.get_close_matches(name, SAPIENS2, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise ValueError(f"unknown backbone {name!r}{hint}; known: {', '.join(SAPIENS2)}, and timm/<name>")
     known = [field.name for field in fields(Sapiens2Config) if field.name != "arch"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from s2kit.models.config import SAPIENS2, Sapiens2Config, backbone_config, list_backbones
-from s2kit.models.layers import NORM_EPS, Block, init_weights
+from s2kit.models.layers import NORM_EPS, Block, RMSNorm, init_weights
 from s2kit.models.recompute import CHECKPOINTING
 from s2kit.models.rope import RotaryEmbedding, RotaryTables
 from s2kit.models.window_tokenizer import WindowTokenizer
@@ -104,7 +104,7 @@ class Sapiens2(nn.Module):
             )
             for i in range(config.depth)
         )
-        self.ln1 = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.ln1 = RMSNorm(dim, eps=NORM_EPS)
         self.set_checkpointing(config.checkpointing)
         self.reset_parameters()
         self._freeze()

@@ -30,8 +30,8 @@ class Numerics:
         compute: of what linear layers, convolutions and attention take and give.
         stream: of the residual stream.
         autocast: whether weights and inputs are cast on the way into each product.
-        fused_norm: whether RMSNorm is one kernel, which keeps its input, or several operations in float32, which
-            keep the input in float32 and the normalised values.
+        fused_norm: whether torch's RMSNorm is one kernel, which keeps its input, or several operations in float32,
+            which keep the input in float32 and the normalised values.
     """
 
     precision: str
@@ -43,7 +43,19 @@ class Numerics:
     fused_norm: bool
 
     def norm(self, elements: float, rows: float, width: int) -> float:
-        """Bytes kept by an RMSNorm over `rows` vectors, `elements` numbers of `width` bytes, its input included."""
+        """Bytes kept by the backbone's RMSNorm (`s2kit.models.layers`), its input included.
+
+        Args:
+            elements: numbers of the input, in `rows` vectors.
+            rows: vectors.
+            width: bytes of an input number.
+        """
+        if self.device == "cpu" and width == self.weights == 4:
+            return 4 * elements + 4 * rows  # written for this case: it keeps its input
+        return self.torch_norm(elements, rows, width)
+
+    def torch_norm(self, elements: float, rows: float, width: int) -> float:
+        """The same of torch's RMSNorm."""
         if not self.fused_norm:
             return (4 + 4) * elements + 4 * rows
         # Autocast runs the fused norm in float32: a narrower input is copied, and the copy is kept.

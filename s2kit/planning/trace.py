@@ -166,7 +166,7 @@ class _Walker(TorchFunctionMode):
             self.keep(given, 4 if how.autocast else None)
             self.trace.kept += 4 * rows
         elif isinstance(module, nn.RMSNorm):
-            self.trace.kept += how.norm(given.numel(), rows, width)
+            self.trace.kept += how.torch_norm(given.numel(), rows, width)
         elif isinstance(module, _CHANNEL_NORMS):
             self.keep(given)
             self.trace.kept += 8 * given.shape[0] * given.shape[1]

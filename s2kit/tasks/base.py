@@ -66,6 +66,8 @@ class Task(LightningModule):
     #: Units of the metrics, and what ``baseline_*`` metrics are, for the table in the terminal.
     metric_units: ClassVar[dict[str, str]] = {}
     baseline_title: ClassVar[str] = "trivial baseline"
+    #: Whose weights a training started from: a file's name or ``hf://owner/name``; None for random ones.
+    weights_from: str | None = None
     #: Peak learning rates that differ from 5e-4, by arch.
     published_lr: ClassVar[dict[str, float]] = {}
 
@@ -112,6 +114,8 @@ class Task(LightningModule):
         options = overrides_for(self.hparams.arch, self.hparams.backbone)
         self.backbone = create_backbone(self.hparams.arch, image_size=self.image_size, **options)
         # Weights that timm fetched are in the checkpoint from now on: rebuilding it must not fetch them again.
+        if options.get("pretrained"):
+            self.weights_from = self.hparams.arch
         kept = {name: value for name, value in options.items() if not name.startswith("pretrained")}
         self.hparams.backbone = kept or None
         self.decode_head = self.build_head(self.backbone.config.embed_dim)
@@ -161,6 +165,19 @@ class Task(LightningModule):
             f"{self.name}: {self.hparams.arch} at {height} x {width}, {backbone:.1f} M parameters in the backbone and "
             f"{head:.1f} M in the head" + (f", {trained:.1f} M of them trained" if training else "")
         )
+
+    def on_fit_start(self) -> None:
+        # Weights that are trained on follow the frame of the data from now on.
+        self.__dict__.pop("frame", None)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["s2kit"] = {"frame": getattr(self, "frame", None), "weights_from": self.weights_from}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        said = checkpoint.get("s2kit", {})
+        self.weights_from = said.get("weights_from", self.weights_from)
+        if "frame" in said and hasattr(self, "frame"):
+            self.frame = said["frame"]
 
     # ------------------------------------------------------------------------------------------------ computation
 

@@ -41,8 +41,6 @@ def load_task(name: str | None, path: str | Path, **overrides: Any) -> Task:
     strict = overrides.pop("strict", True)
     task = TASKS[_task_name(name, checkpoint, strict)](**{**describe_config(checkpoint), **overrides})
     fit_checkpoint(task, checkpoint, strict)
-    if hasattr(task, "frame") and checkpoint.known_frame is not None:
-        task.frame = checkpoint.known_frame
     return task.eval()
 
 

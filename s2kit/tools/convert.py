@@ -84,16 +84,17 @@ def _convert(options: argparse.Namespace) -> int:
     _prepare(checkpoint, options)
     options.out.mkdir(parents=True, exist_ok=True)
     written = _WRITERS[options.to](checkpoint, options)
-    terms = write_terms(checkpoint.source.folder, options.out)
+    ours = checkpoint.weights_from is None
+    terms = write_terms(checkpoint.source.folder, options.out, notice=not ours)
     print(describe(checkpoint))
     shards = [path for path in written if "-of-" in path.name]
     names = [path.name for path in written if path not in shards] + [f"{len(shards)} shards"] * bool(shards)
     print(f"{'written:':<12}{options.out}: {', '.join(names)}")
-    beside = f", {', '.join(terms)}" if terms else ""
-    print(
-        "Official Sapiens2 weights and their conversions stay under the Sapiens2 License; keep its text and "
-        f"NOTICE-SAPIENS2.txt{beside} with them."
-    )
+    if not ours:
+        print(
+            "Official Sapiens2 weights, their conversions and what is trained from them stay under the Sapiens2 "
+            f"License; keep its text and {', '.join(terms)} with them."
+        )
     return 0
 
 
@@ -201,7 +202,7 @@ def _write_lightning(checkpoint: Checkpoint, options: argparse.Namespace) -> lis
         "state_dict": checkpoint.state,
         "hparams_name": "kwargs",
         "hyper_parameters": describe_config(checkpoint),
-        "s2kit": {"frame": checkpoint.known_frame},
+        "s2kit": {"frame": checkpoint.known_frame, "weights_from": checkpoint.weights_from},
     }
     path = options.out / "model.ckpt"
     in_one_step(path, lambda temporary: torch.save(content, temporary))

@@ -73,7 +73,8 @@ def main(args: list[str]) -> int:
     if options.json:
         print(json.dumps({**about, "max_steps": steps, "accumulate_grad_batches": accumulate, **plan.as_dict()}))
     else:
-        print_plan(plan, about, steps, accumulate)
+        of_peak = "" if options.peak_tflops else f" (an H100 or H200, dense, {8 * how.compute} bits)"
+        print_plan(plan, {**about, "of_peak": of_peak}, steps, accumulate)
     return 0
 
 
@@ -211,10 +212,6 @@ def strategy_of(trainer: Any, devices: int | None) -> Strategy:
 # ---------------------------------------------------------------------------------------------------- the report
 
 
-def _gib(size: float) -> str:
-    return f"{size / GIB:.2f}"
-
-
 def _rows(memory: Memory) -> list[tuple[str, float]]:
     kept = memory.activations
     return [
@@ -236,22 +233,25 @@ def _memory_table(plan: Plan) -> Table:
     cases = [(f"batch {plan.batch}", plan.memory)]
     if plan.largest_memory is not None and plan.largest != plan.batch:
         cases.append((f"batch {plan.largest}, the largest", plan.largest_memory))
-    table = Table(title=f"memory per device, GiB of {plan.limit / GIB:g}", title_justify="left")
+    # A small model's parts would all be 0.00 GiB.
+    unit, size_of = ("GiB", GIB) if plan.memory.total >= 4 * GIB else ("MiB", GIB / 1024)
+    table = Table(title=f"memory per device, {unit} of {plan.limit / size_of:,.0f}", title_justify="left")
     table.add_column("")
     for title, _ in cases:
         table.add_column(title, justify="right")
     for position, (name, size) in enumerate(_rows(plan.memory)):
         sizes = [_rows(memory)[position][1] for _, memory in cases]
         if size or any(sizes):
-            table.add_row(name, *(_gib(part) for part in sizes))
+            table.add_row(name, *(f"{part / size_of:,.2f}" for part in sizes))
     table.add_section()
-    table.add_row("total", *(_gib(memory.total) for _, memory in cases))
+    table.add_row("total", *(f"{memory.total / size_of:,.2f}" for _, memory in cases))
     return table
 
 
 def _flops_table(plan: Plan) -> Table:
     table = Table(title="parameters and FLOPs (2 per multiply-add, attention included)", title_justify="left")
-    for column in ("", "parameters, M", "forward, T/image", "backward", "recomputed"):
+    unit, size = ("T", 1e12) if plan.flops.forward >= 1e11 else ("G", 1e9)
+    for column in ("", "parameters, M", f"forward, {unit}/image", "backward", "recomputed"):
         table.add_column(column, justify="right" if column else "left")
     parts = (
         ("backbone", plan.backbone_parameters, plan.backbone),
@@ -262,7 +262,7 @@ def _flops_table(plan: Plan) -> Table:
         if name == "total":
             table.add_section()
         values = (flops.forward, flops.backward, flops.recomputed)
-        table.add_row(name, f"{count / 1e6:,.2f}", *(f"{value / 1e12:.3f}" for value in values))
+        table.add_row(name, f"{count / 1e6:,.2f}", *(f"{value / size:.3f}" for value in values))
     return table
 
 
@@ -301,9 +301,9 @@ def print_plan(plan: Plan, about: dict[str, Any], steps: int | None, accumulate:
     images = accumulate * batch * devices
     again = "" if plan.mfu == plan.utilisation else f" (MFU {plan.mfu:.1%}, as checkpointing computes again)"
     line = (
-        f"At {plan.utilisation:.0%} of {plan.peak / 1e12:g} TFLOP/s{again}, a step of {images:,} image"
-        f"{'s' * (images > 1)}, {batch} at a time on a device, takes {_duration(seconds)}: {images / seconds:.1f} "
-        "images/s"
+        f"At {plan.utilisation:.0%} of {plan.peak / 1e12:g} TFLOP/s{about['of_peak']}{again}, a step of {images:,} "
+        f"image{'s' * (images > 1)}, {batch} at a time on a device, takes {_duration(seconds)}: "
+        f"{images / seconds:.1f} images/s"
     )
     console.print(line + (f"; {steps} steps take {_duration(steps * seconds)}." if steps else "."), soft_wrap=True)
     console.print("Communication, validation and waiting for data come on top.")

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2kit.models import Sapiens2, create_backbone
-from s2kit.models.layers import Block, SwiGLU, gated_silu
+from s2kit.models.layers import Block, RMSNorm, SwiGLU, _CpuRMSNorm, gated_silu
 from s2kit.models.rope import RotaryEmbedding
 
 # Blocks 1 and 2 are grouped; the feed-forward layer is as wide as in the published sizes, 4 D.
@@ -126,6 +126,48 @@ def test_the_gated_layer_keeps_no_silu():
     tokens = 2 * 15 * 4
     # Its input D, w12's output 2 F, and the product F that w3 takes.
     assert _Kept(layer).bytes(lambda: layer(x)) == tokens * (32 + 2 * 128 + 128)
+
+
+def test_the_gated_layer_gives_the_same_without_gradients_and_still_calls_hooks():
+    torch.manual_seed(0)
+    layer, x = SwiGLU(32, 128), torch.randn(2, 15, 32)
+    expected = layer(x)
+    a, b = layer.w12(x).chunk(2, dim=-1)
+    torch.testing.assert_close(expected, layer.w3(a * torch.sigmoid(a) * b))
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            halved = layer(x)
+            assert halved.dtype == torch.bfloat16
+        torch.testing.assert_close(halved.float(), expected, atol=2e-2, rtol=2e-2)
+        seen = []
+        layer.w12.register_forward_hook(lambda module, given, output: seen.append(tuple(output.shape)))
+        torch.testing.assert_close(layer(x), expected)
+    assert seen == [(2, 15, 256)]
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 12), (2, 5, 3, 12), (4, 12)])
+def test_the_norm_is_torchs_and_keeps_its_input_alone(shape):
+    torch.manual_seed(0)
+    norm, reference = RMSNorm(12, eps=1e-6), nn.RMSNorm(12, eps=1e-6)
+    with torch.no_grad():
+        reference.weight.uniform_(0.5, 2)
+        norm.load_state_dict(reference.state_dict())
+    x = torch.randn(shape, requires_grad=True)
+    other = x.detach().clone().requires_grad_()
+    gradient = torch.randn(shape)
+    output, expected = norm(x), reference(other)
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(norm(x.detach().requires_grad_(False)), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(norm(x), expected)
+    output.backward(gradient)
+    expected.backward(gradient)
+    torch.testing.assert_close(x.grad, other.grad)
+    torch.testing.assert_close(norm.weight.grad, reference.weight.grad)
+    assert _Kept(norm).bytes(lambda: norm(x)) == 4 * x.numel() + 4 * x.numel() // 12
+    wide = [value.detach().double().requires_grad_() for value in (x, norm.weight)]
+    assert torch.autograd.gradcheck(lambda *values: _CpuRMSNorm.apply(*values, 1e-6), wide)
 
 
 def test_autocast_casts_the_projections_input_once():

@@ -24,6 +24,8 @@ def images() -> torch.Tensor:
 
 
 def test_unknown_names_list_the_right_ones():
+    with pytest.raises(ValueError, match=r"unknown backbone '0.4b' \(did you mean sapiens2_0.4b\?\)"):
+        create_backbone("0.4b")
     with pytest.raises(ValueError, match=r"unknown backbone 'sapiens2_2b'.*did you mean sapiens2_\d"):
         create_backbone("sapiens2_2b")
     with pytest.raises(ValueError, match=r"unknown field mlp_ratio for sapiens2_1b; fields: .*mlp_dim"):

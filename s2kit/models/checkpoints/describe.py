@@ -105,7 +105,7 @@ def _differs(value: Any, usual: Any) -> bool:
 def describe_model(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the ``model.json`` for weights; what one beside them said is kept."""
     if checkpoint.model_json:
-        return dict(checkpoint.model_json)
+        return {**checkpoint.model_json, "weights_from": checkpoint.weights_from}
     config = describe_config(checkpoint) if checkpoint.layout not in ("first_generation", "unknown") else {}
     return {
         "format": FORMAT,
@@ -114,6 +114,7 @@ def describe_model(checkpoint: Checkpoint) -> dict[str, Any]:
         "arch": config.get("arch"),
         "image_size": list(config["image_size"]) if "image_size" in config else None,
         "frame": checkpoint.known_frame,
+        "weights_from": checkpoint.weights_from,
         "config": config,
         "metrics": {},
         "parameters": count_parameters(checkpoint.state),

@@ -170,7 +170,16 @@ def fit_checkpoint(module: nn.Module, checkpoint: Checkpoint, strict: bool = Tru
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise WeightsError(f"{path} does not fit {_describe(module)}: {reason}") from error
+    _pass_on(module, checkpoint)
     return mismatch
+
+
+def _pass_on(module: nn.Module, checkpoint: Checkpoint) -> None:
+    """Tell a task what its weights say of themselves: whose they are and, with a head, the frame of its vectors."""
+    if hasattr(module, "weights_from"):
+        module.weights_from = checkpoint.weights_from
+    if hasattr(module, "frame") and not checkpoint.is_backbone and checkpoint.known_frame is not None:
+        module.frame = checkpoint.known_frame
 
 
 def _target(module: nn.Module, checkpoint: Checkpoint) -> tuple[nn.Module, dict[str, Tensor]]:

@@ -37,7 +37,7 @@ class Content:
         set_aside: entries outside of the model that was taken, such as a student's beside a teacher's.
         hyper_parameters: a Lightning checkpoint's.
         config: a Hugging Face model's ``config.json``.
-        frame: the frame of its vectors, if the file says it.
+        said: what a Lightning checkpoint of this kit says of itself, ``frame`` and ``weights_from``.
     """
 
     state: dict[str, Tensor]
@@ -46,7 +46,7 @@ class Content:
     set_aside: tuple[str, ...] = ()
     hyper_parameters: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
-    frame: str | None = None
+    said: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_backbone(self) -> bool:
@@ -87,7 +87,7 @@ def interpret(content: Any, source: str, config: Mapping[str, Any] | None = None
         raise WeightsError(f"{source}: {error}") from error
     if isinstance(content, dict) and "pytorch-lightning_version" in content:
         found.hyper_parameters = _plain(content.get("hyper_parameters"))
-        found.frame = _plain(content.get("s2kit")).get("frame")
+        found.said = _plain(content.get("s2kit"))
         if layout == "official" and "arch" in found.hyper_parameters:
             found.layout = "lightning"
     return found

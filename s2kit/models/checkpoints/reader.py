@@ -40,8 +40,20 @@ class Checkpoint(Content):
         if self.model_json:
             return self.model_json.get("frame")
         if self.layout == "lightning" or "task" in self.metadata:
-            return self.frame or self.metadata.get("frame")
+            return self.said.get("frame") or self.metadata.get("frame")
         return None if OWN in self.config else PUBLISHED
+
+    @property
+    def weights_from(self) -> str | None:
+        """Whose weights these are, or were trained from: None if this kit trained them from random ones.
+
+        Files that do not say it (official ones, and those of other programs) count as from themselves.
+        """
+        for said in (self.model_json, self.said):
+            if "weights_from" in said:
+                return said["weights_from"]
+        name = self.source.name
+        return name if name.startswith("hf://") else Path(name).name
 
 
 def read_checkpoint(source: str | Path) -> Checkpoint:

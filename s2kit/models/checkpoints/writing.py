@@ -132,14 +132,21 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     in_one_step(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
 
 
-def write_terms(source: Path, target: Path) -> list[str]:
-    """Write the notice on terms into ``target``, and copy what states terms in ``source``.
+def write_notice(folder: Path) -> None:
+    """Write the notice on the terms of Sapiens2 weights into a folder."""
+    in_one_step(folder / NOTICE_NAME, lambda temporary: temporary.write_text(NOTICE))
+
+
+def write_terms(source: Path, target: Path, notice: bool = True) -> list[str]:
+    """Copy what states terms in ``source`` into ``target``, with the notice on the terms of Sapiens2 if asked.
 
     Returns:
-        The names of the files copied.
+        The names of the files in ``target``.
     """
-    in_one_step(target / NOTICE_NAME, lambda temporary: temporary.write_text(NOTICE))
     copied = []
+    if notice:
+        write_notice(target)
+        copied.append(NOTICE_NAME)
     for path in sorted(source.iterdir()) if source.is_dir() else ():
         if path.name != NOTICE_NAME and path.is_file() and any(fnmatch(path.name.upper(), term) for term in TERMS):
             if path.resolve() != (target / path.name).resolve():
