@@ -238,7 +238,7 @@ def encodings(size: tuple[int, int]) -> Iterator[Encoding]:
         "octahedral 2 x 16 bits, predicted, zstd": shards(planes.encode_normals, bits=16),
         "octahedral 2 x 14 bits, predicted, zstd": shards(planes.encode_normals, bits=14),
         "octahedral 2 x 13 bits, predicted, lz4": shards_lz4(planes.encode_normals, bits=13),
-        "octahedral 2 x 13 bits, predicted, zstd (shards, beyond 126 degrees)": shards(planes.encode_normals, bits=13),
+        "octahedral 2 x 13 bits, predicted, zstd (shards, if z < -0.597)": shards(planes.encode_normals, bits=13),
         "stereographic 2 x 14 bits, predicted, zstd (shards)": shards(planes.encode_normals),
         "octahedral 2 x 12 bits, predicted, zstd": shards(planes.encode_normals, bits=12),
     }.items():

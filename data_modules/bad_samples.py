@@ -38,6 +38,13 @@ class BadSamples:
         """Number of bad samples."""
         return self.reasons.total()
 
+    def metrics(self) -> dict[str, int]:
+        """Return the counters as they are logged: of all bad samples, and by reason; empty while there are none."""
+        if not self.count:
+            return {}
+        by_reason = {re.sub(r"\W+", "_", reason).strip("_"): count for reason, count in self.reasons.items()}
+        return {"data/bad_samples": self.count} | {f"data/bad_samples/{name}": by_reason[name] for name in by_reason}
+
     def write_to(self, folder: Path | None, rank: int = 0) -> None:
         """List what comes from now on in ``folder`` / ``bad_samples.jsonl``, one line a sample; None lists nothing.
 

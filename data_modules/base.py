@@ -16,7 +16,8 @@ from data_modules.loader import ResumableLoader
 from data_modules.order.ranks import RankSlice
 from data_modules.predict import PictureDataset
 from data_modules.samples import EvaluationSamples, TrainingSamples
-from data_modules.shards import ShardDataset
+from data_modules.shards import ShardCache, ShardDataset
+from data_modules.transforms import EvalTransform
 from s2kit.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -95,6 +96,8 @@ class TaskDataModule(LightningDataModule):
         val: A shard set, or a list of sets to score one after the other; over ``root``. If sets are named but none
             for this split, there is no such evaluation.
         test: Likewise.
+        cache: Where to keep whole shards of sets given as URLs; by default only the parts that are needed are fetched.
+        storage_options: For the file systems of URLs, such as ``{profile: work}`` for ``s3://``.
         synth: The synthetic sets to make if no set is named.
         batch_size: Samples per step and device.
         num_workers: Loader processes per device.
@@ -119,6 +122,8 @@ class TaskDataModule(LightningDataModule):
         train: list[ShardSource | str] | str | None = None,
         val: list[ShardSource | str] | str | None = None,
         test: list[ShardSource | str] | str | None = None,
+        cache: ShardCache | None = None,
+        storage_options: dict[str, Any] | None = None,
         synth: SyntheticSets | None = None,
         batch_size: int = 8,
         num_workers: int = 2,
@@ -132,6 +137,7 @@ class TaskDataModule(LightningDataModule):
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.root = root
         self.named = {"train": train, "val": val, "test": test}
+        self.cache, self.storage_options = cache, storage_options
         self.synth = synth or SyntheticSets()
         self.batch_size, self.num_workers, self.seed, self.block = batch_size, num_workers, seed, block
         self.bad_samples = BadSamples(max_bad_share)
@@ -148,6 +154,10 @@ class TaskDataModule(LightningDataModule):
     def eval_transform(self) -> Callable[[dict], dict]:
         """Return ``transform(sample) -> item`` of the task."""
         raise NotImplementedError
+
+    def picture_transform(self) -> Callable[[dict], dict]:
+        """Return ``transform(sample) -> item`` of the task for a picture without labels."""
+        return EvalTransform(self.image_size)
 
     # ------------------------------------------------------------------------------------------------ which sets
 
@@ -199,7 +209,14 @@ class TaskDataModule(LightningDataModule):
         """
         sets = []
         for source in self.sources(split):
-            part = ShardDataset(source.path, self.fields, self.required, per_person=self.per_person)
+            part = ShardDataset(
+                source.path,
+                self.fields,
+                self.required,
+                self.per_person,
+                cache=self.cache,
+                storage_options=self.storage_options,
+            )
             if len(part) == 0:
                 raise UserError(f"data.{split}: {source.path} has no {'people' if self.per_person else 'samples'}")
             sets.append(part)
@@ -208,15 +225,19 @@ class TaskDataModule(LightningDataModule):
     # ------------------------------------------------------------------------------------------------ loaders
 
     def _ranks(self) -> dict[str, int]:
-        if self.trainer is None:
-            return {"rank": 0, "world_size": 1}
-        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        # Not the Trainer's own rank: devices that share one model by tensor parallelism must get the same samples.
+        known = (self.trainer.distributed_sampler_kwargs if self.trainer is not None else None) or {}
+        return {"rank": known.get("rank", 0), "world_size": known.get("num_replicas", 1)}
 
-    def train_dataloader(self) -> ResumableLoader:
+    def train_dataloader(self) -> DataLoader:
         weights = [source.weight for source in self.sources("train")]
         if not weights:
             raise UserError("data.train is not given, although data.val or data.test are")
         dataset = TrainingSamples(self.open_sets("train"), self.train_transform(), weights, self.seed, self.block)
+        # A process is given its next batch so many numbers later.
+        dataset.ahead = self.batch_size * self._ranks()["world_size"] * max(1, self.num_workers)
+        if self.trainer is not None and self.trainer.overfit_batches > 0:
+            return self._sliced(dataset, collate_training)  # the same batches again and again: nothing to go on with
         loader = ResumableLoader(
             dataset,
             self.batch_size,
@@ -261,7 +282,7 @@ class TaskDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         if self.predict_path is None:
             raise ValueError("nothing to predict: give --data.predict_path a picture, a folder, a glob or a text list")
-        return self._sliced(PictureDataset(self.predict_path, self.image_size), collate_pictures)
+        return self._sliced(PictureDataset(self.predict_path, self.picture_transform()), collate_pictures)
 
     # ------------------------------------------------------------------------------------------------ resuming
 
@@ -280,7 +301,7 @@ class TaskDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Return the training loader's state. Lightning saves it with every checkpoint and always loads it, while it
         leaves out the loader's own when a run resumes at the end of an epoch."""
-        if self._train_loader is None:
+        if self._train_loader is None or self.trainer is None:
             return {}
         return {"loader": self._train_loader.state_dict(), "epoch_batches": self.trainer.num_training_batches}
 

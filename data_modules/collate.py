@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import default_collate
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -21,7 +22,8 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
             continue
         tensors = [torch.from_numpy(np.ascontiguousarray(value)) for value in values]
         same = all(tensor.shape == tensors[0].shape for tensor in tensors)
-        batch[name] = torch.stack(tensors) if same else tensors
+        # In a worker this stacks into shared memory at once, where torch.stack would be followed by a copy into it.
+        batch[name] = default_collate(tensors) if same else tensors
     return batch
 
 

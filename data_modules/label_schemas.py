@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from data_modules.shards import ShardDataset
+from data_modules.shards.format import MANIFEST_NAME
 from s2kit.errors import UserError
 from s2kit.schemas.files import PACKAGED
 
@@ -22,5 +23,5 @@ def check_schema(kind: str, wanted: str, sets: Sequence[ShardDataset]) -> None:
         named = part.manifest.get("schemas", {}).get(kind)
         if named in PACKAGED[kind] and wanted in PACKAGED[kind] and named != wanted:
             raise UserError(
-                f"{part.folder}: its manifest says that {kind} are {named!r}, and data.schema is {wanted!r}"
+                f"{part.folder.where(MANIFEST_NAME)}: it says that {kind} are {named!r}, and data.schema is {wanted!r}"
             )

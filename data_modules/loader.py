@@ -17,9 +17,10 @@ class ResumableLoader(DataLoader):
     but nobody was given do not count, so nothing is lost when a run stops, and it can go on with another number of
     workers or ranks, or another batch size.
 
-    Lightning saves and loads the state with its own loop, but leaves it out when an epoch had just ended; so
-    ``TaskDataModule`` keeps it as well. torchdata's StatefulDataLoader is not used: it keeps a snapshot of every worker
-    and refuses another number of them, and an order without state has nothing to take a snapshot of.
+    Lightning saves the state with its own loop, but does not load it where a run that counts epochs stopped between two
+    of them, or where something asked for the number of steps before; so ``TaskDataModule`` keeps it as well.
+    torchdata's StatefulDataLoader is not used: it keeps a snapshot of every worker and refuses another number of them,
+    and an order without state has nothing to take a snapshot of.
 
     Args:
         dataset: Indexed by sample number, without bounds; its length is the number of samples of an epoch.

@@ -10,11 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_modules.importers.base import Importer, ImportFailedError, RejectedError, Source, digest_of
+from data_modules.importers.base import Importer, ImportFailedError, RejectedError, Source, digest_of, printable
 from data_modules.locking import hold_alone
 from data_modules.parallel import default_workers, run_parallel
 from data_modules.progress import ProgressBar
-from data_modules.shards.format import MANIFEST_NAME, canonical_json, read_manifest
+from data_modules.shards.format import MANIFEST_NAME, canonical_json, check_key, read_manifest
 from data_modules.shards.index import replace_file
 from data_modules.shards.writer import ShardContents, scan_shard, write_manifest, write_shard
 
@@ -103,6 +103,8 @@ def pack(
         ImportFailedError: The source cannot be imported, too much of it was rejected, or ``out`` holds something else.
     """
     out = Path(out).expanduser()
+    if "/" in check_key(prefix):
+        raise ImportFailedError(f"prefix {prefix!r} must be a plain name")
     settings = _settings(importer, samples_per_shard, prefix, limit, info)
     if (out / MANIFEST_NAME).exists():
         return _finished(out, settings)
@@ -236,7 +238,7 @@ def _samples(job: _Job, rejected: list[tuple[str, str]]) -> Iterator[tuple[str, 
         try:
             members = job.importer.sample(record)
         except RejectedError as error:
-            rejected.append((record.key, " ".join(str(error).split())))
+            rejected.append((record.key, printable(" ".join(str(error).split()))))
         else:
             yield record.key, members
 

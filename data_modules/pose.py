@@ -6,8 +6,10 @@ from typing import Any, ClassVar
 from data_modules.base import TaskDataModule
 from data_modules.label_schemas import check_schema
 from data_modules.shards import ShardDataset
+from data_modules.shards.format import MANIFEST_NAME
 from data_modules.transforms import PoseEvalTransform, PoseTrainTransform
 from data_modules.transforms.pose import PADDING
+from s2kit.errors import UserError
 
 
 class PoseDataModule(TaskDataModule):
@@ -15,7 +17,8 @@ class PoseDataModule(TaskDataModule):
 
     Training batches hold ``image`` uint8 (B, 3, h, w), ``keypoints`` float (B, K, 2) in the network's pixels and
     ``visibility`` uint8 (B, K), 0 where there is nothing to learn; ``crop`` (B, 3, 3), ``box`` (B, 4), ``key`` and
-    ``person_id``. In evaluation keypoints are in the source's pixels, and ``area`` (B, 1) is the person's.
+    ``person_id``. In evaluation keypoints are in the source's pixels, ``area`` (B, 1) is the person's, and
+    ``iscrowd`` says of each whether it stands for a crowd.
 
     Args:
         schema: Keypoint set: a packaged one by name, such as ``sapiens2-308``, ``coco-wholebody-133`` or ``coco-17``,
@@ -26,7 +29,6 @@ class PoseDataModule(TaskDataModule):
     """
 
     fields: ClassVar[tuple[str, ...]] = ("image", "box", "keypoints", "visibility")
-    required: ClassVar[tuple[str, ...]] = ("image", "keypoints", "visibility")
     #: Items are people, not images.
     per_person: ClassVar[bool] = True
 
@@ -43,6 +45,9 @@ class PoseDataModule(TaskDataModule):
     def open_sets(self, split: str) -> list[ShardDataset]:
         sets = super().open_sets(split)
         check_schema("keypoints", self.schema, sets)
+        for part in sets:
+            if not {"keypoints", "people"} & set(part.manifest["fields"]):
+                raise UserError(f"{part.folder.where(MANIFEST_NAME)}: no sample has people or keypoints")
         return sets
 
     def train_transform(self) -> Callable[..., dict]:

@@ -1,29 +1,29 @@
 """A user's own pictures as a data set."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from data_modules.images import ImageError, list_images, output_stems, read_image
-from data_modules.transforms import EvalTransform
 
 
 class PictureDataset(Dataset[dict[str, Any]]):
-    """Pictures of any size, letterboxed to the network's input.
+    """Pictures of any size, in the network's input.
 
     Args:
         path: A picture, a folder, a glob pattern, or a text file with one path a line.
-        image_size: Network input (height, width).
+        transform: ``transform(sample) -> item`` of a raw sample that is a picture alone.
 
     Raises:
         FileNotFoundError: If there is no picture at ``path``.
     """
 
-    def __init__(self, path: str | Path, image_size: tuple[int, int]) -> None:
+    def __init__(self, path: str | Path, transform: Callable[[dict], dict]) -> None:
         self.files = list_images(path)
         self.stems = output_stems(self.files)
-        self.transform = EvalTransform(image_size)
+        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.files)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from data_modules.base import TaskDataModule
+from data_modules.shards import ShardDataset
 from data_modules.transforms import PretrainTransform
 
 
@@ -12,7 +13,8 @@ class PretrainingDataModule(TaskDataModule):
 
     Batches, in training and evaluation, hold ``image`` uint8 (B, 3, h, w) of the canvas, ``size`` int64 (B, 2): height
     and width of the picture in it, ``seed`` (a list: what decides the crops and masks of each), ``crop`` (B, 3, 3),
-    ``source_size`` (B, 2) and ``key``.
+    ``source_size`` (B, 2) and ``key``. A large JPEG is decoded at a half, a quarter or an eighth of its size where that
+    still fills the canvas, and then ``source_size`` says that size.
 
     Args:
         canvas: (height, width) that pictures are shrunk to fit into, in pixels; by default the network's input. A
@@ -27,6 +29,12 @@ class PretrainingDataModule(TaskDataModule):
         super().__init__(**kwargs)
         self.canvas = self.image_size if canvas is None else (int(canvas[0]), int(canvas[1]))
         self.min_side = min_side
+
+    def open_sets(self, split: str) -> list[ShardDataset]:
+        sets = super().open_sets(split)
+        for part in sets:
+            part.min_size = self.canvas
+        return sets
 
     def train_transform(self) -> Callable[..., dict]:
         return PretrainTransform(self.canvas, min_side=self.min_side)

@@ -1,4 +1,4 @@
-"""A progress bar with rate and remaining time, on the terminal's error stream, or none."""
+"""A progress bar with rate and remaining time on the error stream, where that is a terminal."""
 
 from types import TracebackType
 from typing import Any, Self
@@ -24,8 +24,11 @@ class ProgressBar:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            return self  # a log is no place for a bar
         columns = [TextColumn(self._label), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")]
-        self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=console)
         self._bar.start()
         self._task = self._bar.add_task("", total=self._total, completed=self._done, rate="starting")
         return self

@@ -21,6 +21,10 @@ class TrainingSamples(Dataset[dict[str, Any]]):
         weights: Share of the draws of each set, in any unit; by default equal shares.
         seed: Seed of order and augmentation.
         block: Shards whose samples are mixed with each other.
+
+    Attributes:
+        ahead: How much later than a batch's numbers those of the next one are that this process is asked for; its
+            samples are fetched from remote sets while this batch is decoded. 0 for not knowing.
     """
 
     def __init__(
@@ -33,6 +37,7 @@ class TrainingSamples(Dataset[dict[str, Any]]):
     ) -> None:
         self.sets, self.transform, self.seed = list(sets), transform, seed
         self.order = SampleOrder([part.counts for part in self.sets], weights, seed, block)
+        self.ahead = 0
 
     def __len__(self) -> int:
         return self.order.epoch_samples
@@ -48,8 +53,16 @@ class TrainingSamples(Dataset[dict[str, Any]]):
 
     def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """Return the items of several numbers, for which the order is computed at once."""
+        numbers = list(numbers)
         sets, indices = self.order.batch(np.asarray(numbers))
+        self._prefetch(sets, indices)
+        if self.ahead and any(part.folder.is_remote for part in self.sets):
+            self._prefetch(*self.order.batch(np.asarray(numbers) + self.ahead))
         return [self._item(self.sets[part], int(index), number) for part, index, number in zip(sets, indices, numbers)]
+
+    def _prefetch(self, sets: np.ndarray, indices: np.ndarray) -> None:
+        for number, part in enumerate(self.sets):
+            part.prefetch(indices[sets == number].tolist())
 
     def _item(self, samples: ShardDataset, index: int, number: int) -> dict[str, Any]:
         try:
@@ -82,6 +95,16 @@ class EvaluationSamples(Dataset[dict[str, Any]]):
         return int(self.ends[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        samples, own = self._find(index)
+        return self.transform(samples[own])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Return several items; those of remote sets are fetched at the same time."""
+        for samples, own in map(self._find, indices):
+            samples.prefetch([own])
+        return [self[index] for index in indices]
+
+    def _find(self, index: int) -> tuple[ShardDataset, int]:
         part = int(np.searchsorted(self.ends, index, "right"))
         samples = self.sets[part]
-        return self.transform(samples[index - int(self.ends[part]) + len(samples)])
+        return samples, index - int(self.ends[part]) + len(samples)

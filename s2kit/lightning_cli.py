@@ -11,9 +11,10 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
 
 from data_modules.base import TaskDataModule
-from s2kit.callbacks import CheckpointConfig, Panels, PredictionWriter, StepProgress, Throughput
+from s2kit.callbacks import AtomicCheckpointIO, CheckpointConfig, Panels, PredictionWriter, StepProgress, Throughput
 from s2kit.cli import COMMANDS
 from s2kit.errors import UserError
 from s2kit.export import export_task
@@ -32,6 +33,7 @@ QUIET = (
     r".*GPU available but not used.*",
     r".*Experiment logs directory .* exists and is not empty.*",
     r".*You have overridden `on_before_batch_transfer`.*",
+    r".*Total length of `list` across ranks is zero.*",
 )
 
 
@@ -151,7 +153,12 @@ class S2kitCLI(LightningCLI):
         callbacks = list(trainer_config.get("callbacks") or [])
         if self.subcommand == "fit":
             checkpoint = self._get(self.config_init, "checkpoint")
-            callbacks += checkpoint.callbacks(self.model.monitor, self.model.monitor_mode)
+            validates = trainer_config.get("limit_val_batches") != 0 and bool(self.datamodule.sources("val"))
+            callbacks += checkpoint.callbacks(self.model.monitor, self.model.monitor_mode, validates)
+            plugins = trainer_config.get("plugins") or []
+            plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
+            if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+                kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         if trainer_config.get("enable_progress_bar") is not False:
             callbacks.append(StepProgress())
         kwargs["callbacks"] = callbacks
@@ -187,7 +194,7 @@ class S2kitCLI(LightningCLI):
             raise KeyboardInterrupt
         best = self.trainer.checkpoint_callback.best_model_path if self.trainer.checkpoint_callback else ""
         metrics: dict[str, float] = {}
-        if self.config[self.subcommand].run.test:
+        if self.config[self.subcommand].run.test and self.datamodule.sources("test"):
             metrics = self.test(self.model, datamodule=self.datamodule, ckpt_path=best or None)
         elif best:
             self.model.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])

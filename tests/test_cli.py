@@ -84,6 +84,25 @@ def test_print_config_resolves_to_a_config_that_runs(config, capsys, tmp_path):
     assert yaml.safe_load(capsys.readouterr().out) == resolved
 
 
+@pytest.mark.parametrize(
+    ("given", "resolved"),
+    [
+        ("/a", "/a"),
+        ("[/a, /b]", ["/a", "/b"]),
+        (
+            "[{path: /a, weight: 3}, {path: s3://b/c}]",
+            [{"path": "/a", "weight": 3.0}, {"path": "s3://b/c", "weight": 1.0}],
+        ),
+    ],
+)
+def test_shard_sets_are_given_as_a_path_or_a_list(given, resolved, config, capsys, tmp_path):
+    (tmp_path / "overlay.yaml").write_text(f"data: {{init_args: {{val: {given}}}}}\n")
+    args = ["fit", *config, "--config", str(tmp_path / "overlay.yaml"), f"--data.train={given}", "--print_config"]
+    assert main(args) == 0
+    data = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]
+    assert data["train"] == data["val"] == resolved
+
+
 def test_overlays_merge_key_by_key_with_options_between(config, capsys, tmp_path):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("model: {init_args: {weight_decay: 0.5}}\ntrainer: {max_steps: 7}\n")
@@ -191,6 +210,7 @@ def test_predict_writes_every_picture_and_reports_the_broken_one(
         (["--model.wieght_decay", "1"], ["--model.wieght_decay", "no such option", "did you mean", "weight_decay"]),
         (["--trainer.max_stepz", "1"], ["--trainer.max_stepz", "max_steps"]),
         (["--data.synth.trian", "1"], ["--data.synth.trian", "train"]),
+        (["--data.train", "[{path: a, wieght: 2}]"], ["wieght", "no such option", "did you mean weight"]),
         (["--model.class_path", "s2kit.tasks.Poses"], ["s2kit.tasks.Poses"]),
         (["--model.lr"], ["--model.lr: no value given"]),
     ],
@@ -317,11 +337,13 @@ def test_resuming_a_run_by_name_keeps_its_log(config, tiny_normals, tmp_path):
     assert main(base) == 0
     assert main([*base, "--ckpt_path=last", "--trainer.max_steps=3"]) == 0
     before, after = (
-        [row["step"] for row in csv.DictReader((tmp_path / "normals" / "mine" / name).open())]
+        list(csv.DictReader((tmp_path / "normals" / "mine" / name).open()))
         for name in ("metrics_until_1.csv", "metrics.csv")
     )
-    assert before[0] == "0"
-    assert set(after) <= {"2", "3"}
+    assert before[0]["step"] == "0"
+    assert {row["step"] for row in after} <= {"2", "3"}
+    seen = [[float(row["data/samples_seen"]) for row in rows if row["data/samples_seen"]] for rows in (before, after)]
+    assert seen == [[2, 4], [6]]
 
 
 def test_resuming_what_is_not_there_is_refused(config, tiny_normals, tmp_path, capsys):
@@ -334,6 +356,46 @@ def test_resuming_what_is_not_there_is_refused(config, tiny_normals, tmp_path, c
 def test_weights_given_as_a_checkpoint_are_told_apart(run, config, tiny_normals, capsys):
     message = error_of(capsys, ["test", *config, *tiny_normals, f"--ckpt_path={run / 'weights.safetensors'}"], code=1)
     assert "give them as --model.weights" in message
+
+
+def test_a_run_on_a_training_set_alone_keeps_its_last_step_and_exports(
+    config, tiny_normals, synth_cache, capsys, tmp_path
+):
+    import torch
+
+    train = next((synth_cache / "synth").glob("train-*"))
+    own = [option for option in tiny_normals if not option.startswith("--data.synth")]
+    args = [*config, *own, f"--data.train={train}", f"--run.folder={tmp_path}", "--trainer.max_steps=3"]
+    assert main(["fit", *args, "--checkpoint.every_n_steps=2"]) == 0
+    run = tmp_path / "normals" / "version_0"
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3
+    for name, value in load_file(run / "weights.safetensors").items():
+        assert torch.equal(value, checkpoint["state_dict"][name]), name
+    assert "test set" not in capsys.readouterr().out
+    again = ["fit", *args, "--trainer.max_steps=5", "--run.version=version_0", "--ckpt_path=last"]
+    assert main(again) == 0
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    import torch
+
+    from s2kit.callbacks import AtomicCheckpointIO
+
+    path, writer = tmp_path / "folder" / "last.ckpt", AtomicCheckpointIO()
+    writer.save_checkpoint({"step": 1}, path)
+
+    def fail(checkpoint, file) -> None:
+        file.write(b"half of it")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        writer.save_checkpoint({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
 def test_a_failure_of_the_system_names_the_file_in_words():

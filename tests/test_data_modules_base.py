@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -95,6 +96,20 @@ def test_training_draws_by_weight_and_augments_by_number(sets):
     assert len({float(item["draw"][0]) for item in items}) > 295
 
 
+def test_a_set_behind_a_url_gives_the_same_samples_and_is_read_ahead(sets, monkeypatch):
+    fsspec.filesystem("memory").put(sets[0], "/people", recursive=True)
+    asked: list[int] = []
+    prefetch = ShardDataset.prefetch
+    monkeypatch.setattr(ShardDataset, "prefetch", lambda self, which: (asked.extend(which), prefetch(self, which)))
+    local, remote = (run.RecordedData(train=path, batch_size=4, num_workers=0) for path in (sets[0], "memory://people"))
+    expected = [batch["key"] for batch in local.train_dataloader()]
+    asked.clear()
+    loader = remote.train_dataloader()
+    assert [batch["key"] for batch in loader] == expected
+    order = loader.dataset.order.batch(np.arange(12))[1].tolist()
+    assert asked == order[:8] + order[4:]  # each batch, and with it the next one
+
+
 def test_evaluation_takes_the_sets_one_after_the_other(sets):
     samples = EvaluationSamples([ShardDataset(path) for path in sets], run.present)
     assert [samples[i]["key"] for i in range(20)] == [
@@ -151,6 +166,12 @@ def test_bad_samples_are_counted_by_reason_and_listed(tmp_path):
     bad.add(2, [("c", "unreadable: y.tar: 4 bytes")], step=8)
     assert (bad.seen, bad.count) == (7, 3)
     assert bad.reasons == {"unreadable": 2, "its box N is empty": 1}
+    assert bad.metrics() == {
+        "data/bad_samples": 3,
+        "data/bad_samples/unreadable": 2,
+        "data/bad_samples/its_box_N_is_empty": 1,
+    }
+    assert BadSamples().metrics() == {}
     lines = [json.loads(line) for line in (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()]
     assert lines[0] == {"key": "a", "reason": "unreadable: x.tar: 3 bytes", "step": 7, "rank": 3}
     assert [(line["key"], line["step"]) for line in lines] == [("a", 7), ("b", 7), ("c", 8)]

@@ -1,6 +1,7 @@
 """The order of samples: complete, repeatable, invertible, as fast and small for a billion samples as for a hundred."""
 
 import json
+import pickle
 import subprocess
 import sys
 from collections import Counter
@@ -142,8 +143,17 @@ def test_weights_that_cannot_be_kept_are_refused():
         SampleOrder([[3], [3]], [1, 1e-5])
     with pytest.raises(ValueError, match="2 sets and 1 weights"):
         SampleOrder([[3], [3]], [1])
+    with pytest.raises(ValueError, match="seed=-1"):
+        SampleOrder([[3]], seed=-1)
     with pytest.raises(IndexError, match="sample number -1"):
         SampleOrder([[3]])[-1]
+
+
+def test_an_order_reaches_other_processes_as_it_is():
+    order = SampleOrder([[4, 6], [30, 20, 1]], [1, 5], seed=9)
+    numbers = np.arange(300)
+    before = order.batch(numbers)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(order)).batch(numbers), before)
 
 
 # ---------------------------------------------------------------------------------------------------- ranks

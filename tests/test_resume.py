@@ -6,12 +6,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from data_modules.base import ShardSource
 from s2kit.errors import UserError
+from s2kit.tasks import NormalsTask
 
 sys.path.append(str(Path(__file__).parent))
 run = importlib.import_module("resume_run")
@@ -168,10 +171,53 @@ def test_a_loader_that_exists_before_the_state_is_loaded_takes_it(late, num_work
         assert rest.taken == whole.taken[step_of(Path(name)) :]
 
 
+def see(sample: dict, rng: np.random.Generator) -> dict:
+    image = rng.integers(0, 255, (3, 32, 32), np.uint8)
+    normals = np.float32([0, 0, 1])[:, None, None] * np.ones((1, 32, 32), np.float32)
+    return {"key": sample["key"], "image": image, "normals": normals, "valid": np.ones((1, 32, 32), bool)}
+
+
+class Seen(run.RecordedData):
+    """Random pictures that face the camera everywhere."""
+
+    def train_transform(self):
+        return see
+
+
+def test_a_task_resumes_to_the_same_weights_and_fits_epochs_to_the_batch_size(sources, tmp_path):
+    def train(checkpoint: Path | None = None, batch_size: int = 4, **options: Any) -> tuple[NormalsTask, int]:
+        torch.manual_seed(0 if checkpoint is None else 1)
+        task = NormalsTask(
+            arch="sapiens2_nano",
+            image_size=(32, 32),
+            backbone={"embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32},
+            head={"upsample_channels": (8, 8, 8, 8), "conv_channels": (8,)},
+            warmup_steps=1,
+        )
+        trainer = run.make_trainer(tmp_path, checkpoints(tmp_path) if checkpoint is None else None, **options)
+        trainer.fit(task, datamodule=Seen(train=sources, batch_size=batch_size, num_workers=0), ckpt_path=checkpoint)
+        return task, trainer.global_step
+
+    whole, _ = train(max_steps=9)
+    rest, steps = train(tmp_path / "steps" / "step=3.ckpt", max_steps=9)
+    assert steps == 9
+    for name, value in whole.state_dict().items():
+        assert torch.equal(rest.state_dict()[name], value), name
+    # 3 of 7 batches of 4 are done: as much as 1 of 3 batches of 8. 2 of this epoch remain, and 3 of the next.
+    _, steps = train(tmp_path / "steps" / "step=3.ckpt", batch_size=8, max_epochs=2)
+    assert steps == 3 + 2 + 3
+
+
 def test_a_loader_that_is_made_anew_every_epoch_goes_on(sources, tmp_path):
     whole, _, _ = fit(tmp_path, sources, max_epochs=3)
     anew, _, _ = fit(tmp_path, sources, max_epochs=3, reload_dataloaders_every_n_epochs=1)
     assert anew.taken == whole.taken
+
+
+def test_overfitting_repeats_the_first_batches(sources, tmp_path):
+    model, _, _ = fit(tmp_path, sources, max_epochs=3, overfit_batches=2)
+    assert len(model.taken) == 6
+    assert model.taken[:2] == model.taken[2:4] == model.taken[4:]
 
 
 def test_scoring_a_checkpoint_does_not_move_the_run(sources, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -86,9 +87,15 @@ def key_of(path: str | PurePosixPath) -> str:
 
 
 def _escape(character: str) -> str:
-    return (
-        f"%{ord(character):02X}" if character in ".%\\" or ord(character) < 32 or ord(character) == 127 else character
-    )
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python gives a byte of a file's name that is not UTF-8
+        return f"%{code - 0xDC00:02X}"
+    return f"%{code:02X}" if character in ".%\\" or code < 32 or code == 127 else character
+
+
+def printable(text: str) -> str:
+    """Return a text that UTF-8 can hold: bytes of a file's name that it cannot are written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def files_below(folder: Path, extensions: Sequence[str] = EXTENSIONS) -> Iterator[PurePosixPath]:
@@ -101,17 +108,26 @@ def files_below(folder: Path, extensions: Sequence[str] = EXTENSIONS) -> Iterato
     """
     if not folder.is_dir():
         raise ImportFailedError(f"{folder}: no such folder")
-    yield from _walk(folder, PurePosixPath(), tuple(extensions))
+    yield from _walk(folder, PurePosixPath(), tuple(extensions), frozenset({os.path.realpath(folder)}))
 
 
-def _walk(folder: Path, relative: PurePosixPath, extensions: tuple[str, ...]) -> Iterator[PurePosixPath]:
-    entries = sorted((entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=lambda e: e.name)
-    for entry in entries:
-        if entry.suffix.lower() in extensions and entry.is_file():
-            yield relative / entry.name
-    for entry in entries:
-        if entry.is_dir():
-            yield from _walk(entry, relative / entry.name, extensions)
+def _walk(
+    folder: Path, relative: PurePosixPath, extensions: tuple[str, ...], above: frozenset[str]
+) -> Iterator[PurePosixPath]:
+    files, folders = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                folders.append(entry.name)
+            elif os.path.splitext(entry.name)[1].lower() in extensions:
+                files.append(entry.name)
+    yield from (relative / name for name in sorted(files))
+    for name in sorted(folders):
+        real = os.path.realpath(folder / name)
+        if real not in above:  # a link to a folder above would never end
+            yield from _walk(folder / name, relative / name, extensions, above | {real})
 
 
 def first_folder(root: Path, *candidates: str, what: str) -> Path:

@@ -81,7 +81,7 @@ class CocoImporter(Importer):
     def scan(self) -> Source:
         schema, fields = self._load_schema()
         content = self._read(fields)
-        categories = self._check_categories(content, schema)
+        categories, notes = self._check_categories(content, schema)
         people, left_out = self._people(content, schema, fields, categories)
         points = [p["keypoints"] for entries in people.values() for p in entries if not p.get("iscrowd")]
         problem = check_flips(schema, np.array(points[:_CHECKED_PEOPLE]).reshape(-1, len(schema), 2))
@@ -90,14 +90,14 @@ class CocoImporter(Importer):
         records = self._records(content, people)
         if not records:
             raise ImportFailedError(f"{self.annotations}: no image has people with labelled {' and '.join(fields)}")
-        notes = [f"{count} people left out: {reason}" for reason, count in sorted(left_out.items())]
+        notes += tuple(f"{count} people left out: {reason}" for reason, count in sorted(left_out.items()))
         name, files = _schema_name(self.schema, schema)
         about = content.get("info")
         source = {}
         if isinstance(about, dict) and about.get("description"):
             source = {"source": str(about["description"])}
         info = {**source, "schemas": {"keypoints": name}, "keypoints_pixel_centre": self.pixel_centre}
-        return Source(records, len(records), info, tuple(notes), files)
+        return Source(records, len(records), info, notes, files)
 
     def sample(self, record: ImageRecord) -> dict[str, bytes]:
         path = self.images / record.file
@@ -141,8 +141,10 @@ class CocoImporter(Importer):
             raise ImportFailedError(f"{self.images}: no such folder of images")
         return content
 
-    def _check_categories(self, content: dict[str, Any], schema: KeypointSet) -> set[Any] | None:
-        """Ids of the category to take; its names of points must be the schema's."""
+    def _check_categories(
+        self, content: dict[str, Any], schema: KeypointSet
+    ) -> tuple[set[Any] | None, tuple[str, ...]]:
+        """Ids of the category to take, and notes; its names of points must be the schema's."""
         entries = [entry for entry in content.get("categories") or [] if isinstance(entry, dict)]
         if self.category is None or not entries:
             chosen, ids = entries, None
@@ -152,19 +154,22 @@ class CocoImporter(Importer):
                 names = ", ".join(str(entry.get("name")) for entry in entries)
                 raise ImportFailedError(f"{self.annotations}: no category {self.category!r}; it has {names}")
             ids = {entry.get("id") for entry in chosen}
+        notes: tuple[str, ...] = ()
         for entry in chosen:
             stated = entry.get("keypoints")
             if isinstance(stated, list) and stated and all(isinstance(name, str) for name in stated):
-                self._check_names(stated, schema)
-        return ids
+                notes += self._check_names(stated, schema)
+        return ids, notes
 
-    def _check_names(self, stated: list[str], schema: KeypointSet) -> None:
+    def _check_names(self, stated: list[str], schema: KeypointSet) -> tuple[str, ...]:
+        """Compare names; a note where they cannot be."""
         body = schema.groups.get("body", ())
         # Files of 133 and 308 points list the names of the 17 body points only.
         ours = schema.names if len(stated) == len(schema) else tuple(schema.names[i] for i in body)
         if len(stated) != len(ours):
-            raise ImportFailedError(
-                f"{self.annotations}: its category has {len(stated)} keypoints, {schema.name} has {len(schema)}"
+            return (
+                f"the category lists {len(stated)} names and {schema.name} has {len(schema)} points: they were not "
+                "compared",
             )
         for number, (theirs, name) in enumerate(zip(stated, ours)):
             if _plain(theirs) != _plain(name):
@@ -172,6 +177,7 @@ class CocoImporter(Importer):
                     f"{self.annotations}: its keypoint {number} is {theirs!r}, that of {schema.name} is {name!r}; give "
                     "the schema that the file follows with --schema"
                 )
+        return ()
 
     def _people(
         self, content: dict[str, Any], schema: KeypointSet, fields: tuple[str, ...], categories: set[Any] | None

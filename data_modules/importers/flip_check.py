@@ -22,6 +22,7 @@ _MIN_FACING = 0.3
 #: A mirrored point must not lie so many times closer to another point than to its partner.
 _CLOSER = 3.0
 _MIN_FACE_POINTS = 12
+_MAX_FACES = 300
 
 
 def check_flips(schema: KeypointSet, points: np.ndarray, names: Sequence[str] | None = None) -> str | None:
@@ -94,7 +95,10 @@ def _check_face(schema: KeypointSet, points: np.ndarray, names: Sequence[str]) -
         return None
     position = {int(point): i for i, point in enumerate(face)}
     partner = np.array([position[int(schema.flip_map[point])] for point in face])
-    distances = np.median([_mirror_distances(row, partner) for row in rows[:200]], axis=0)
+    # Faces from the side are not symmetric in the picture: the broadest third tells.
+    spread = [np.linalg.svd(row - row.mean(axis=0), compute_uv=False) for row in rows[:_MAX_FACES]]
+    frontal = np.argsort([-narrow / (wide + 1e-9) for wide, narrow in spread])[: max(len(spread) // 3, 1)]
+    distances = np.median([_mirror_distances(rows[i], partner) for i in frontal], axis=0)
     ours = distances[np.arange(len(face)), partner]
     nearest = distances.argmin(axis=1)
     best = distances[np.arange(len(face)), nearest]
@@ -106,7 +110,7 @@ def _check_face(schema: KeypointSet, points: np.ndarray, names: Sequence[str]) -
         return None
     i = wrong[0]
     return (
-        f"{names[face[i]]!r} flips to {names[face[partner[i]]]!r}, but in {len(rows)} faces its mirror image lies at "
+        f"{names[face[i]]!r} flips to {names[face[partner[i]]]!r}, but in {len(spread)} faces its mirror image lies at "
         f"{names[face[nearest[i]]]!r} ({len(wrong)} such points)"
     )
 

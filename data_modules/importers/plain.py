@@ -12,7 +12,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_modules.images import EXTENSIONS
-from data_modules.importers.base import Importer, ImportFailedError, RejectedError, Source, files_below, key_of
+from data_modules.importers.base import (
+    Importer,
+    ImportFailedError,
+    RejectedError,
+    Source,
+    files_below,
+    key_of,
+    printable,
+)
 from data_modules.importers.pictures import load_picture, make_members
 
 LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -125,7 +133,7 @@ def _plain_sample(record: PlainRecord, root: Path, min_side: int, decode: bool) 
         raise RejectedError(
             f"{root / record.file}: {picture.size[0]} x {picture.size[1]} pixels; the shorter side must have {min_side}"
         )
-    return make_members(record.key, picture, {"meta": {"file": record.file, **record.meta}})
+    return make_members(record.key, picture, {"meta": {"file": printable(record.file), **record.meta}})
 
 
 def _peeked(values: Iterator[Any]) -> Iterator[Any] | None:

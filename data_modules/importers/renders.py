@@ -7,6 +7,7 @@ The layout is that of spec 4.4 to 4.6: folders ``rgb``, ``mask``, ``normal``, ``
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -123,10 +124,7 @@ class RendersImporter(Importer):
         """Folders that hold a folder of images, the root or some below it."""
         if not self.root.is_dir():
             raise ImportFailedError(f"{self.root}: no such folder")
-        images = [folder for name in FOLDERS["image"] for folder in self.root.rglob(name) if folder.is_dir()]
-        scans = sorted(
-            {folder.parent for folder in images if any((folder.parent / m).is_dir() for m in FOLDERS["mask"])}
-        )
+        scans = list(_scans_below(self.root))
         if not scans:
             wanted = ", ".join("/".join(FOLDERS[what][:2]) for what in needed)
             raise ImportFailedError(f"{self.root}: no folders {wanted} in it or in a folder of it")
@@ -223,6 +221,17 @@ class RendersImporter(Importer):
         if (albedo[inside].std(axis=0) / 255 < 0.02).all():
             raise RejectedError(f"{path}: one colour all over the person; the albedo is missing")
         return np.where(inside[..., None], albedo, 0).astype(np.uint8)
+
+
+def _scans_below(folder: Path) -> Iterator[Path]:
+    """Folders that hold folders of images and of masks; those that do are not searched further."""
+    inside = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = {entry.name for entry in inside}
+    if names & set(FOLDERS["image"]) and names & set(FOLDERS["mask"]):
+        yield folder
+        return
+    for entry in inside:
+        yield from _scans_below(entry)
 
 
 def _array(path: Path, name: str) -> np.ndarray:

@@ -28,7 +28,7 @@ class SampleOrder:
             them if it is below.
 
     Raises:
-        ValueError: A set is empty, or weights and sets do not fit.
+        ValueError: A set is empty, weights and sets do not fit, or the seed is negative.
     """
 
     def __init__(
@@ -41,6 +41,8 @@ class SampleOrder:
         weights = [1.0] * len(sets) if weights is None else [float(weight) for weight in weights]
         if not sets or len(weights) != len(sets):
             raise ValueError(f"{len(sets)} sets and {len(weights)} weights: there must be one weight for each set")
+        if seed < 0:
+            raise ValueError(f"seed={seed}: must not be negative")
         self.sets = [ShardOrder(counts, seed, number, block) for number, counts in enumerate(sets)]
         self.mixture = Mixture(weights, seed)
         self.epoch_samples = sum(part.size for part in self.sets)

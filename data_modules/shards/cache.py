@@ -58,6 +58,8 @@ class CachedFolder:
 
     def path(self, entry: dict[str, Any]) -> Path:
         """Return where a shard lies once it is here. A changed shard, or one of another set, has another name."""
+        if not entry.get("sha256"):
+            raise ShardError(f"{self.where(entry['name'])}: the manifest has no sha256 of it; use make_manifest")
         origin = hashlib.sha256(self.where(entry["name"]).encode()).hexdigest()[:16]
         return self.folder / f"{origin}-{entry['sha256'][:16]}-{entry['name']}"
 
@@ -108,19 +110,12 @@ class CachedFolder:
         with open(target, "r+b") as file, ThreadPoolExecutor(_CONNECTIONS) as pool:
 
             def fetch(part: tuple[int, int]) -> None:
-                os.pwrite(file.fileno(), self._get_part(name, part, size), part[0])
+                # The whole file, where this is all: that also works with servers that cannot send parts.
+                data = self.remote.fetch(name, None if part == (0, size) else part, size)
+                os.pwrite(file.fileno(), data, part[0])
 
             for _ in pool.map(fetch, parts):
                 pass
-
-    def _get_part(self, name: str, part: tuple[int, int], size: int) -> bytes:
-        # The whole file, where this is all: that also works with servers that cannot send parts.
-        data = self.remote.fetch(name, None if part == (0, size) else part)
-        if len(data) != part[1] - part[0]:
-            raise ShardError(
-                f"{self.where(name)}: has {len(data)} bytes, the manifest says {size}: it is cut off or another one"
-            )
-        return data
 
     def _make_room(self, temporary: Path, size: int) -> None:
         """Remove what was used longest ago until ``size`` more bytes fit, and take these."""
@@ -178,7 +173,11 @@ def _locked(path: Path) -> Iterator[None]:
         return
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            # Closing is not enough: a process forked meanwhile has the file open, and the lock with it.
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _sha256(path: Path) -> str:

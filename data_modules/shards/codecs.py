@@ -4,6 +4,7 @@ The encodings were chosen by ``benchmarks/encodings.py``; docs/data.md has the t
 """
 
 import io
+import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -194,9 +195,7 @@ def _decode_member(
         if extension.endswith(".zst"):
             array = planes.decode_planes(data)[1]
         elif extension.endswith(".npy"):
-            array = np.load(io.BytesIO(data), allow_pickle=False)
-            if array.dtype.kind == "f" and _DTYPES[name] == "float32":
-                array = array.astype(np.float32)
+            array = _load_npy(data, _DTYPES[name])
         elif name in _CHANNELS:
             least = min_size if name == "image" else None
             array = read_image(data, max_pixels=planes.MAX_PIXELS, name="picture", min_size=least)
@@ -208,6 +207,28 @@ def _decode_member(
     fits = array.ndim == 3 and array.shape[2] == 3 if name in _CHANNELS else array.ndim == 2
     if array.dtype != _DTYPES[name] or not fits:
         raise ShardError(f"{where}: holds {array.dtype} {array.shape}, {name} must be {_DTYPES[name]} {shape}")
+    return array
+
+
+def _load_npy(data: bytes, dtype: str) -> np.ndarray:
+    """Decode an array of numbers; floats of any precision become float32. What is allocated is what there is."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, by_columns, kind = read(file)
+    except Exception as error:  # the header is parsed as Python, and fails in as many ways
+        raise ValueError(f"not the header of an array ({error})") from None
+    content = memoryview(data)[file.tell() :]
+    if kind.hasobject or kind.kind not in "buif" or math.prod(shape) * kind.itemsize != len(content):
+        raise ValueError(f"{len(content)} bytes, the header says {kind} {shape}")
+    array = np.frombuffer(content, kind).reshape(shape, order="F" if by_columns else "C")
+    if kind.kind != "f" or dtype != "float32":
+        return np.array(array, order="C")
+    with np.errstate(over="ignore"):
+        array = np.array(array, np.float32, order="C")
+    if not np.isfinite(array).all():
+        raise ValueError("a value is not finite")
     return array
 
 
@@ -233,7 +254,7 @@ def _check_sizes(sample: dict[str, Any], record: dict[str, Any], key: str | None
 
 
 def _to_kit_frame(normals: np.ndarray, frame: str, key: str | None) -> None:
-    if frame not in NORMALS_FRAMES:
+    if not isinstance(frame, str) or frame not in NORMALS_FRAMES:
         known = ", ".join(NORMALS_FRAMES)
         raise ShardError(f"sample {key!r}: normals_frame {frame!r} is not known; it must be one of {known}")
     for axis, sign in enumerate(NORMALS_FRAMES[frame]):

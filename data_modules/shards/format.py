@@ -69,7 +69,7 @@ def check_key(key: str) -> str:
 
 
 def split_member_name(name: str) -> tuple[str, str] | None:
-    """Split ``folder/key.normals.oct.zst`` into key and extension; None where there is no extension."""
+    """Split ``folder/key.normals.q14.zst`` into key and extension; None where there is no extension."""
     match = _MEMBER_NAME.match(name.removeprefix("./"))
     return (match[1], match[2].lower()) if match else None
 
@@ -164,21 +164,30 @@ def parse_manifest(data: bytes, path: str | Path) -> dict[str, Any]:
             f"{path}: its digest does not fit its content, so it was edited or damaged; "
             "write it again with make_manifest"
         )
-    try:
-        names = [str(shard["name"]) for shard in manifest["shards"] if shard["samples"] >= 0 <= shard["bytes"]]
-        complete = len(names) == len(manifest["shards"]) and isinstance(manifest["fields"], dict)
-    except (KeyError, TypeError):
-        complete = False
-    if not complete:
+    shards = manifest.get("shards")
+    if not (isinstance(shards, list) and all(map(_is_complete, shards)) and isinstance(manifest.get("fields"), dict)):
         raise ShardError(f"{path}: fields and shards (name, samples, bytes) are not complete; use make_manifest")
+    names = [shard["name"] for shard in shards]
     for name in names:
         if Path(name).name != name or name in ("", ".", ".."):
             raise ShardError(f"{path}: shard name {name!r} leaves the folder; names must be plain file names")
+    for unit in ("samples", "people", "bytes"):
+        if unit in manifest and manifest[unit] != sum(shard.get(unit, 0) for shard in shards):
+            raise ShardError(f"{path}: {unit} is {manifest[unit]!r}, which is not the sum of its shards'")
     try:
         check_schemas(manifest.get("schemas", {}))
     except ShardError as error:
         raise ShardError(f"{path}: {error}") from None
     frame = manifest.get("normals_frame", KIT_NORMALS_FRAME)
-    if frame not in NORMALS_FRAMES:
+    if not isinstance(frame, str) or frame not in NORMALS_FRAMES:
         raise ShardError(f"{path}: normals_frame {frame!r} is not known; it must be one of {', '.join(NORMALS_FRAMES)}")
     return manifest
+
+
+def _is_complete(shard: Any) -> bool:
+    """Return whether an entry of a manifest has all that reading the shard takes."""
+    if not isinstance(shard, dict) or not isinstance(shard.get("name"), str):
+        return False
+    counts = [shard.get("samples"), shard.get("bytes"), shard.get("people", 0)]
+    sums = [shard.get("sha256", ""), shard.get("index_sha256", "")]
+    return all(isinstance(n, int) and 0 <= n < 2**62 for n in counts) and all(isinstance(text, str) for text in sums)

@@ -19,13 +19,14 @@ Little-endian, every section 8-byte aligned, so that it is read (or mapped) with
 """
 
 import os
+import re
 import struct
 import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -33,17 +34,17 @@ from data_modules.shards.format import INDEX_SUFFIX, ShardError, split_member_na
 from data_modules.shards.records import count_people, parse_loosely
 
 INDEX_VERSION = 2
-MAX_JSON = 1 << 26
+MAX_JSON, MAX_HEADER = 1 << 26, 1 << 14
 MEMBER = np.dtype([("offset", "<u8"), ("size", "<u8"), ("crc32", "<u4"), ("extension", "<u4")])
 
 _MAGIC = b"S2KINDEX"
 _HEADER = struct.Struct("<8sIIQQQIIII8x")
 _CRC_END = 16
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and what is not UTF-8
 _CHUNK = 1 << 20
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One member of a sample: its extension, and offset and size of its content in the tar, in bytes."""
 
     extension: str
@@ -79,7 +80,7 @@ class ShardIndex:
 
     def key(self, number: int) -> str:
         """Return the key of sample ``number`` of this shard."""
-        return self.keys[int(self.key_end[number]) : int(self.key_end[number + 1])].decode()
+        return self.keys[int(self.key_end[number]) : int(self.key_end[number + 1])].decode(errors="backslashreplace")
 
     def entries(self, number: int) -> list[Entry]:
         """Return the members of sample ``number`` of this shard."""
@@ -171,7 +172,7 @@ def parse_index(data: bytes, path: str | Path) -> ShardIndex:
     if len(data) != _HEADER.size + sum(sizes) or zlib.crc32(memoryview(data)[_CRC_END:]) != crc:
         raise ShardError(f"{path}: the index is cut off or damaged; make it again with index_tar")
     starts = np.cumsum([_HEADER.size, *sizes]).tolist()
-    text = data[starts[4] : starts[4] + ext_bytes].decode()
+    text = data[starts[4] : starts[4] + ext_bytes].decode(errors="backslashreplace")
     index = ShardIndex(
         tar_bytes,
         np.frombuffer(data, "<u8", samples + 1, starts[0]),
@@ -220,8 +221,9 @@ def index_tar(path: str | Path) -> Path:
             tar_bytes = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise ShardError(f"{path}: no such file") from None
-    except (OSError, tarfile.TarError) as error:
-        raise ShardError(f"{path}: not a readable tar ({error})") from None
+    except (OSError, ValueError, OverflowError, RecursionError, tarfile.TarError) as error:
+        # tarfile trusts the numbers in a header, and follows chains of headers as deep as they go.
+        raise ShardError(f"{path}: not a readable tar ({type(error).__name__}: {error})") from None
     target = index_path(path)
     replace_file(target, build_index(tar_bytes, samples, people).to_bytes())
     return target
@@ -237,9 +239,22 @@ def replace_file(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
+class _HeaderFile:
+    """What tarfile reads headers from. Its time grows with the square of a header's size, so large ones are refused."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes, more than {MAX_HEADER}")
+        return self._read(size)
+
+
 def _scan(path: Path, file: BinaryIO) -> Iterator[tuple[str, Entry, bytes | None]]:
     """Yield the key, the entry, and for a ``json`` member the content of each member of a sample."""
-    with tarfile.open(fileobj=file, mode="r:") as tar:
+    end = os.fstat(file.fileno()).st_size
+    with tarfile.open(fileobj=_HeaderFile(file), mode="r:") as tar:
         for member in tar:
             name = member.name
             if name.startswith("/") or ".." in name.split("/") or "\\" in name:
@@ -249,8 +264,12 @@ def _scan(path: Path, file: BinaryIO) -> Iterator[tuple[str, Entry, bytes | None
             if not member.isreg() or member.issparse():
                 raise ShardError(f"{path}: member {name!r} is not a plain file (a link, a device or sparse)")
             key, extension = split_member_name(name) or ("", "")
-            if not key.isprintable():
+            if _UNSAFE.search(name):
                 raise ShardError(f"{path}: member {name!r} has a name with control characters or not in UTF-8")
+            if not 0 <= member.size <= end - member.offset_data:
+                raise ShardError(
+                    f"{path}: member {name!r} says {member.size} bytes, more than there are; it is cut off"
+                )
             is_json = extension == "json"
             if is_json and member.size > MAX_JSON:
                 raise ShardError(f"{path}: member {name!r} has {member.size} bytes of JSON, more than {MAX_JSON}")
@@ -267,8 +286,8 @@ def _scan(path: Path, file: BinaryIO) -> Iterator[tuple[str, Entry, bytes | None
                 yield key, Entry(extension, member.offset_data, member.size, crc), record if is_json else None
         # tarfile takes a damaged header for the end: a whole tar ends with a block of zeros.
         file.seek(tar.offset)
-        end = file.read(tarfile.BLOCKSIZE)
-    if end != bytes(tarfile.BLOCKSIZE):
+        last = file.read(tarfile.BLOCKSIZE)
+    if last != bytes(tarfile.BLOCKSIZE):
         raise ShardError(f"{path}: no end mark after its last member; the tar is cut off or damaged")
 
 

@@ -51,6 +51,7 @@ _PEEK_ABOVE = 1 << 26
 _STRIP = 1 << 16  # pixels per step of a decoder: its few arrays then stay in the cache
 _MAX_EXACT = 1 << 23  # float32 sums are exact while no result exceeds this
 _MAX_SUM = 2**31 - 1
+_MAX_METRES = 1e30
 _local = threading.local()
 
 
@@ -194,6 +195,8 @@ def _decode_float(header: Header, planes: np.ndarray, out: np.ndarray) -> None:
     split = planes.reshape(4, header.channels, header.rows, header.columns)
     for channel in range(header.channels):
         plane = cv2.merge(list(split[:, channel])).view("<f4")[..., 0]
+        if not np.isfinite(plane).all():
+            raise PlanesError("a value is not finite")
         (out if header.channels == 1 else out[..., channel])[:] = plane
 
 
@@ -349,8 +352,8 @@ def _check(header: Header) -> None:
         raise PlanesError(f"unknown coding {header.coding} with {header.channels} channels")
     if header.coding in _DIRECTIONS and not 8 <= header.bits <= 16:
         raise PlanesError(f"normals of {header.bits} bits; 8 to 16 exist")
-    if not (np.isfinite(header.offset) and np.isfinite(header.step)):
-        raise PlanesError("offset or step is not finite")
+    if not (abs(header.offset) < _MAX_METRES and abs(header.step) < _MAX_METRES):
+        raise PlanesError(f"offset {header.offset} or step {header.step} is absurd")
 
 
 _DECODERS = {

@@ -16,7 +16,7 @@ from data_modules.shards.cache import CachedFolder, ShardCache
 from data_modules.shards.codecs import check_fields, decode_sample
 from data_modules.shards.format import KIT_NORMALS_FRAME, ShardError, field_of, parse_manifest
 from data_modules.shards.index import Entry, ShardIndex, index_path, parse_index
-from data_modules.shards.storage import Folder, RemoteFolder, open_source
+from data_modules.shards.storage import Folder, RemoteFolder, open_source, read_checked
 from data_modules.shards.writer import check_crc
 
 MAX_OPEN_SHARDS = 64
@@ -64,7 +64,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         if cache is not None and isinstance(self.folder, RemoteFolder):
             self.folder = CachedFolder(self.folder, cache)
         path = self.folder.where(name)
-        self.manifest = parse_manifest(self.folder.read_all(name), path)
+        self.manifest = read_checked(self.folder, name, lambda data: parse_manifest(data, path))
         self.fields = check_fields(fields)
         self.per_person, self.min_size = per_person, min_size
         if min_size is not None and not self.fields <= {"image", "meta"}:
@@ -210,24 +210,12 @@ class _OpenShard:
     def __init__(self, folder: Folder, stated: dict[str, Any]) -> None:
         self.path = folder.where(stated["name"])
         self._file = folder.open(stated)
-        name = index_path(stated["name"]).name
-        data = folder.read_all(name)
-        self.index: ShardIndex = parse_index(data, folder.where(name))
+        self.index = read_checked(folder, index_path(stated["name"]).name, lambda data: self._parse(data, stated))
         size = self.index.tar_bytes if self._file.size is None else self._file.size
         if not size == self.index.tar_bytes == stated["bytes"]:
             raise ShardError(
                 f"{self.path}: {size} bytes, its index says {self.index.tar_bytes}, the manifest {stated['bytes']}: "
                 "the tar is cut off, or index or manifest belong to another one"
-            )
-        if len(self.index) != stated["samples"]:
-            raise ShardError(
-                f"{self.path}: its index has {len(self.index)} samples, the manifest says {stated['samples']}; "
-                "the index belongs to another tar"
-            )
-        if stated.get("index_sha256", hashlib.sha256(data).hexdigest()) != hashlib.sha256(data).hexdigest():
-            raise ShardError(
-                f"{self.path}: its index is not the one that the manifest lists: it belongs to another tar, or was "
-                "made again; write the manifest again with make_manifest"
             )
         people = np.zeros(0, np.uint32) if self.index.people is None else self.index.people
         self._first_person = np.concatenate([[0], np.cumsum(people, dtype=np.int64)])
@@ -236,6 +224,20 @@ class _OpenShard:
                 f"{self.path}: its index counts {self._first_person[-1]} people, the manifest {stated['people']}; "
                 "write both again with make_manifest"
             )
+
+    def _parse(self, data: bytes, stated: dict[str, Any]) -> ShardIndex:
+        index = parse_index(data, index_path(self.path))
+        if len(index) != stated["samples"]:
+            raise ShardError(
+                f"{self.path}: its index has {len(index)} samples, the manifest says {stated['samples']}; "
+                "the index belongs to another tar"
+            )
+        if "index_sha256" in stated and hashlib.sha256(data).hexdigest() != stated["index_sha256"]:
+            raise ShardError(
+                f"{self.path}: its index is not the one that the manifest lists: it belongs to another tar, or was "
+                "made again; write the manifest again with make_manifest"
+            )
+        return index
 
     def find(self, number: int, per_person: bool) -> tuple[int, int | None]:
         """Return the number of the sample that item ``number`` of this shard is, and of the person in it."""

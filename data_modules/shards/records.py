@@ -181,7 +181,7 @@ def _decode_person(person: dict[str, Any], number: int, key: str | None) -> dict
             decoded[name] = _decode_array(name, person[name], f"{where}.{name}", key)
         elif name == "iscrowd":
             decoded[name] = bool(person[name])
-        elif isinstance(person[name], int | float):
+        elif isinstance(person[name], int | float) and abs(person[name]) < 2**64:
             decoded[name] = float(person[name])
         else:
             raise ShardError(f"sample {key!r}, member 'json': {where}.{name} is {person[name]!r}, not a number")
@@ -192,7 +192,7 @@ def _decode_array(name: str, value: Any, where: str, key: str | None) -> np.ndar
     where = f"sample {key!r}, member 'json': {where}"
     try:
         array = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ShardError(f"{where} is not an array of numbers") from None
     shape = _SHAPES[name]
     if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape)):
@@ -201,7 +201,9 @@ def _decode_array(name: str, value: Any, where: str, key: str | None) -> np.ndar
         if not np.isin(array, (0, 1, 2)).all():
             raise ShardError(f"{where} holds {array[~np.isin(array, (0, 1, 2))][0]:g}, it must be 0, 1 or 2")
         return array.astype(np.uint8)
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
     # Only keypoints may be unknown.
-    if name != "keypoints" and not np.isfinite(array).all():
+    if np.isinf(array).any() or (name != "keypoints" and np.isnan(array).any()):
         raise ShardError(f"{where} is not finite")
-    return array.astype(np.float32)
+    return array

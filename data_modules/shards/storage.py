@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from data_modules.shards.format import MANIFEST_NAME, manifest_path
+from data_modules.shards.format import MANIFEST_NAME, ShardError, manifest_path
 from s2kit.errors import UserError
 
 T = TypeVar("T")
@@ -20,6 +20,7 @@ TIMEOUT = 60.0
 _GAP = 1 << 18
 #: Errors of a request that another attempt will not mend.
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ImportError)
+_NO_PARTS = "sends {} bytes when asked for {}, as servers do that cannot send a part of a file; give a cache"
 _TEMPORARY_STATUS = (408, 425, 429)
 _jitter = random.SystemRandom()
 
@@ -168,25 +169,28 @@ class RemoteFolder:
     def open(self, entry: dict[str, Any]) -> OpenFile:
         return RemoteFile(self, entry["name"], entry["bytes"])
 
-    def fetch(self, name: str, part: tuple[int, int] | None) -> bytes:
+    def fetch(self, name: str, part: tuple[int, int] | None, size: int | None = None) -> bytes:
         """Return the bytes of ``name`` from ``part[0]`` up to ``part[1]``, or all of them for None, after retries.
+
+        Args:
+            name: The file.
+            part: What of it.
+            size: How many bytes must come where ``part`` is None, if that is known.
 
         Raises:
             StorageError: The file is missing, there is no permission, or every attempt failed.
         """
         start, end = part or (None, None)
+        size = end - start if part else size
 
         def attempt() -> bytes:
             system, root = self._connect()
             data = _cat(system, f"{root}/{name}", start, end)
-            if part and len(data) != end - start:
-                if start > 0 or len(data) < end:
-                    raise OSError(f"gave {len(data)} bytes instead of {end - start}")
-                raise NotImplementedError(
-                    f"sends {len(data)} bytes when asked for {end - start}, as servers do that cannot send a part of "
-                    "a file; give a cache"
-                )
-            return data
+            if size is None or len(data) == size:
+                return data
+            if part and len(data) > size and len(data) >= end:
+                raise NotImplementedError(_NO_PARTS.format(len(data), size))
+            raise OSError(f"gave {len(data)} bytes instead of {size}: it is cut off, or another file")
 
         return with_retries(self.where(name), attempt)
 
@@ -225,6 +229,21 @@ class RemoteFile:
 
     def renew(self) -> None:
         """Nothing is kept here."""
+
+
+def read_checked(folder: Folder, name: str, parse: Callable[[bytes], T]) -> T:
+    """Return ``parse`` of a whole file; a remote one that is damaged is fetched once more.
+
+    Raises:
+        StorageError: It is missing or cannot be read.
+        ShardError: Of ``parse``.
+    """
+    try:
+        return parse(folder.read_all(name))
+    except ShardError:
+        if not folder.is_remote:
+            raise
+        return parse(folder.read_all(name))
 
 
 def with_retries(where: str, call: Callable[[], T]) -> T:

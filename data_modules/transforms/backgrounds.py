@@ -30,7 +30,7 @@ class Backgrounds:
         """
         if self.files is None:
             return colour_clouds(size, rng)
-        image = read_image(self.files[int(rng.integers(len(self.files)))])
+        image = read_image(self.files[int(rng.integers(len(self.files)))], min_size=size)
         height, width = image.shape[:2]
         scale = max(size[0] / height, size[1] / width)
         x = rng.uniform(0, 1) * max(0.0, width - size[1] / scale)

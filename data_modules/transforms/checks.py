@@ -6,9 +6,13 @@ from typing import Any
 import cv2
 import numpy as np
 
+from s2kit.errors import UserError
 
-class SampleRejected(Exception):
-    """A training sample has nothing to learn from; the loader skips and counts it, and never puts another in its place.
+
+class SampleRejected(UserError):
+    """A sample has nothing to learn from, or labels that the task cannot read.
+
+    In training the loader skips and counts it, and never puts another in its place; in evaluation it is an error.
 
     Attributes:
         key: The sample's key.

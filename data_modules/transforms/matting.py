@@ -170,12 +170,15 @@ class MattingTrainTransform:
         composes = does["composite" if is_cutout(sample) else "recomposite"]
 
         alpha = view.picture(sample["alpha"], fill=0)
-        foreground = None
-        if known or composes:
-            straight = sample["foreground"] if known else estimate_foreground(sample["image"], sample["alpha"])
-            foreground = straighten(view.picture(premultiply(straight, sample["alpha"]), fill=0), alpha)
-        image = None if composes else view.picture(sample["image"], fill=_WHITE)
-        behind = self.backgrounds.draw(self.image_size, rng) if composes else None
+        image = foreground = behind = None
+        if not (known and composes):
+            image = view.picture(sample["image"], fill=_WHITE)
+        if known:
+            foreground = straighten(view.picture(premultiply(sample["foreground"], sample["alpha"]), fill=0), alpha)
+        elif composes:
+            foreground = estimate_foreground(image, alpha)
+        if composes:
+            behind = self.backgrounds.draw(self.image_size, rng)
         distort = photometric.draw_distortion(rng)
         if does["photometric"]:
             image, foreground, behind = (

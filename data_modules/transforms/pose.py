@@ -63,8 +63,10 @@ def check_keypoints(sample: dict[str, Any], points: KeypointSet) -> None:
     """Check the number of keypoints, and that every labelled one is a number.
 
     Raises:
-        SampleRejected: If that is not so.
+        SampleRejected: If that is not so, or there are none.
     """
+    if "keypoints" not in sample:
+        raise SampleRejected(sample["key"], "the person has no keypoints")
     keypoints, visibility = sample["keypoints"], sample["visibility"]
     if keypoints.shape != (len(points), 2) or visibility.shape != (len(points),):
         raise SampleRejected(
@@ -83,7 +85,8 @@ class PoseTrainTransform:
     ``median`` (over 3 to 7 pixels), ``hole`` (a black rectangle of 20 to 40 % of each side; keypoints beneath it stay
     labelled). Shift, scale and rotation are normally distributed, cut at one deviation.
 
-    Heatmaps are drawn on the device, by the task.
+    Heatmaps are drawn on the device, by the task. The corner cells of a heatmap of w' cells stand on the corner pixels
+    of an input of w pixels: x is at cell (x - 0.5) (w' - 1) / (w - 1), counted from cell centres.
 
     Args:
         image_size: Network input (height, width).
@@ -127,7 +130,7 @@ class PoseTrainTransform:
         self._halves = {name: np.array(self.points.half(name), np.int64) for name in ("upper", "lower")}
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Make an item of a raw sample with ``image``, ``keypoints``, ``visibility``, and optionally ``box``.
+        """Make an item of a raw sample of one person: ``image``, ``keypoints``, ``visibility``, and optionally ``box``.
 
         Returns:
             ``image`` uint8 (3, h, w), ``keypoints`` float32 (K, 2) network pixels, (0, 0) where not labelled,
@@ -136,12 +139,14 @@ class PoseTrainTransform:
             ``person_id``.
 
         Raises:
-            SampleRejected: If the person has no box, other keypoints than the schema, or too few in the crop.
-            KeyError: If the sample lacks a field.
+            SampleRejected: If the person is a crowd, has no box, no keypoints or not those of the schema, or too few of
+                them are in the crop.
             ValueError: If a field has a wrong type or shape.
         """
-        source_size = check_sample(sample, ("keypoints", "visibility"))
+        source_size = check_sample(sample)
         check_keypoints(sample, self.points)
+        if sample.get("iscrowd"):
+            raise SampleRejected(sample["key"], f"its person {sample.get('person_id', 0)!r} is a crowd")
         box = usable_box(sample)
         if box is None:
             raise SampleRejected(sample["key"], "the person has no box and no labelled keypoint")
@@ -228,19 +233,18 @@ class PoseEvalTransform:
         Returns:
             ``image`` uint8 (3, h, w), ``crop`` float32 (3, 3) source pixel -> network pixel, ``box`` float32 (4,) and
             ``area`` float32 (1,) in source pixels (0.53 of the box where the sample has none), ``source_size`` int64
-            (H, W), ``key``, ``person_id``; with labels ``keypoints`` float32 (K, 2) *source* pixels, (0, 0) where not
-            labelled, and ``visibility`` uint8 (K,).
+            (H, W), ``key``, ``person_id``, ``iscrowd`` bool; with labels ``keypoints`` float32 (K, 2) *source* pixels,
+            (0, 0) where not labelled, and ``visibility`` uint8 (K,), all 0 for a person with a box alone.
 
         Raises:
             SampleRejected: If the sample has other keypoints than the schema.
             ValueError: If a field has a wrong type or shape, or the box is empty.
         """
         height, width = check_sample(sample)
-        labelled = "keypoints" in sample
-        if labelled:
+        labelled = "keypoints" in sample or "box" in sample
+        if "keypoints" in sample:
             check_keypoints(sample, self.points)
-        whole = np.array([0, 0, width, height], np.float64)
-        box = usable_box(sample) if labelled or "box" in sample else whole
+        box = usable_box(sample) if labelled else np.array([0, 0, width, height], np.float64)
         if box is None:
             raise ValueError(f"sample {sample['key']!r}: the person has no box and no labelled keypoint")
         matrix = person_matrix((box[:2] + box[2:]) / 2, (box[2:] - box[:2]) * self.padding, self.image_size)
@@ -253,11 +257,13 @@ class PoseEvalTransform:
             "area": np.array([area], np.float32),
             "source_size": np.array((height, width), np.int64),
             "person_id": sample.get("person_id", 0),
+            "iscrowd": bool(sample.get("iscrowd", False)),
         }
         if labelled:
-            visible = sample["visibility"] > 0
-            item["keypoints"] = np.where(visible[:, None], sample["keypoints"], 0).astype(np.float32)
-            item["visibility"] = sample["visibility"].astype(np.uint8)
+            visibility = sample.get("visibility", np.zeros(len(self.points), np.uint8))
+            keypoints = sample.get("keypoints", np.zeros((len(self.points), 2), np.float32))
+            item["keypoints"] = np.where(visibility[:, None] > 0, keypoints, 0).astype(np.float32)
+            item["visibility"] = visibility.astype(np.uint8)
         return item
 
 

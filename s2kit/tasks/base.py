@@ -233,8 +233,7 @@ class Task(LightningModule):
         rejected = batch.get("rejected", [])
         self._bad_samples.add(len(batch["key"]), rejected, self.global_step)
         if rejected:
-            values["data/bad_samples"] = self._bad_samples.count
-            values |= {f"data/bad_samples/{kind}": count for kind, count in self._bad_samples.reasons.items()}
+            values |= self._bad_samples.metrics()
         # float64: float32 counts to 17 million only.
         exact = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
         self.log_dict(exact, batch_size=max(1, len(batch["key"])))

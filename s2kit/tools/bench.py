@@ -1,4 +1,4 @@
-"""``python -m s2kit bench``: how fast the backbone is and how much memory it takes, beside the `transformers` port."""
+"""``python -m s2kit bench``: speed and memory of the backbone beside the `transformers` port, and of reading data."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from typing import Any
 
 from s2kit.errors import UserError
 from s2kit.tools.bench_backbone import LIVE_MEMORY, OURS, PASSES, PORT, Case, measure_memory, measure_times, median
+from s2kit.tools.bench_data import DESCRIPTION, add_data
 
 _DESCRIPTION = """\
 Measure speed and memory.
 
   python -m s2kit bench backbone --arch sapiens2_0.1b --image-size 512 384
+  python -m s2kit bench data                               what a sample costs to read, beside other readers
 """
 _BACKBONE = """\
 Time forward and forward+backward passes of a backbone and measure their peak memory, beside the Hugging Face
@@ -35,7 +37,7 @@ _LEAST, _MOST = 1, 1000
 
 
 def main(args: list[str]) -> int:
-    """Run ``bench backbone``; return the exit code.
+    """Run ``bench backbone`` or ``bench data``; return the exit code.
 
     Raises:
         UserError: what the user can mend, in one line.
@@ -49,8 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m s2kit bench", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{backbone}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{backbone,data}")
     _add_backbone(commands.add_parser("backbone", help="time and memory of a backbone", description=_BACKBONE))
+    add_data(commands.add_parser("data", help="CPU time per sample read", description=DESCRIPTION))
     return parser
 
 

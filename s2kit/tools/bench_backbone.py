@@ -190,11 +190,12 @@ def _forget_peak() -> None:
 def _about(case: Case) -> dict[str, str]:
     import torch
 
-    name = torch.cuda.get_device_name() if case.device == "cuda" else _processor()
+    name = torch.cuda.get_device_name() if case.device == "cuda" else processor()
     return {"hardware": name, "torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the processor's name and number of cores."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0]} ({len(names)} cores)" if names else "CPU"

@@ -103,7 +103,7 @@ def _add_synth(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_show(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a set: the folder with manifest.json")
+    parser.add_argument("folder", metavar="DIR", help="a set: the folder with manifest.json, or a URL of it")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the picture, .png, .jpg or .webp (default: DIR/contact_sheet.png)"
     )
@@ -144,9 +144,14 @@ def _show(options: argparse.Namespace) -> int:
     from s2kit.inference.drawing import write_image
     from s2kit.tools.contact_sheet import draw_sheet, sheet_schemas
 
-    require_set(options.folder)
+    remote = "://" in options.folder
+    if not remote:
+        require_set(Path(options.folder))
+    elif options.out is None:
+        raise UserError(f"--out is not given: where to write the picture of {options.folder}")
     samples = ShardDataset(options.folder)
-    folder = manifest_path(options.folder).parent
+    # A schema of the user's own lies beside the manifest; from a URL it is not fetched, and its labels are not drawn.
+    folder = Path() if remote else manifest_path(options.folder).parent
     out = options.out or folder / "contact_sheet.png"
     if out.suffix.lower() not in _PICTURES:
         raise UserError(f"--out {out}: the name must end in one of {', '.join(_PICTURES)}")

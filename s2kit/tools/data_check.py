@@ -21,8 +21,8 @@ Check a set from end to end: sizes and checksums of every file and member, every
 and values, unique keys, left and right of keypoints, the frame of normals. Exit code 1 if anything is wrong.
 """
 STATS = """\
-Say what is in a set: samples, people, sizes, aspect ratios, labels, bytes per sample of each field, the time that
-decoding takes here with one thread; and of a part of the samples, class shares, visible keypoints, depths.
+Say what is in a set: samples, people, sizes, aspect ratios, labels, bytes per sample of each field, the time of
+a core that decoding takes here; and of a part of the samples, class shares, visible keypoints, depths.
 """
 _SHOWN_PROBLEMS = 50
 _SHOWN_ROWS = 12
@@ -32,7 +32,7 @@ def add_index(commands: Any) -> None:
     """Add ``data index`` to the sub-commands."""
     parser = commands.add_parser("index", help="make a set of tars that are there", description=INDEX)
     add = parser.add_argument
-    add("folder", type=Path, metavar="DIR", help="holds the tars")
+    add("folder", type=local_folder, metavar="DIR", help="holds the tars")
     add("--licence", metavar="TEXT", help="licence note for the manifest")
     add("--source", metavar="TEXT", help="where the data come from, for the manifest")
     add(
@@ -50,7 +50,7 @@ def add_index(commands: Any) -> None:
 def add_verify(commands: Any) -> None:
     """Add ``data verify`` to the sub-commands."""
     parser = commands.add_parser("verify", help="check every checksum, image and label", description=VERIFY)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a set: the folder with manifest.json")
+    parser.add_argument("folder", type=local_folder, metavar="DIR", help="a set: the folder with manifest.json")
     parser.add_argument("--no-decode", dest="decode", action="store_false", help="check only sizes and checksums")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     _add_common(parser)
@@ -60,7 +60,7 @@ def add_verify(commands: Any) -> None:
 def add_stats(commands: Any) -> None:
     """Add ``data stats`` to the sub-commands."""
     parser = commands.add_parser("stats", help="sizes, labels, bytes and decoding times", description=STATS)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a set: the folder with manifest.json")
+    parser.add_argument("folder", type=local_folder, metavar="DIR", help="a set: the folder with manifest.json")
     parser.add_argument(
         "--sample", type=whole(1), default=256, metavar="N", help="number of samples to decode (default: 256)"
     )
@@ -74,12 +74,25 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
+def count(number: int, what: str) -> str:
+    """Return a number with its noun: "1 shard", "2 shards"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def local_folder(text: str) -> Path:
+    """Type of an argument that is a set on this machine."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is a URL; give a folder on this machine ('data show' takes URLs)")
+    return Path(text)
+
+
 def require_set(folder: Path) -> None:
     """Check that a folder (or the path of a manifest) is a set.
 
     Raises:
         UserError: It is not; the text says what it is and what to do.
     """
+    from data_modules.images import EXTENSIONS
     from data_modules.packing import leftover
     from data_modules.shards.format import MANIFEST_NAME, manifest_path
 
@@ -95,9 +108,9 @@ def require_set(folder: Path) -> None:
     if leftover(folder):
         raise UserError(f"{folder}: an unfinished set; give the command that began it once more")
     if next(folder.glob("*.tar"), None):
-        raise UserError(
-            f"{folder}: tars without {MANIFEST_NAME}; make them a set with: python -m s2kit data index {folder}"
-        )
+        raise UserError(f"{folder}: tars without {MANIFEST_NAME}; make it a set: python -m s2kit data index {folder}")
+    if any(file.suffix.lower() in EXTENSIONS for file in folder.iterdir()):
+        raise UserError(f"{folder}: pictures, not a set; pack them: python -m s2kit data pack {folder} --out SET")
     raise UserError(
         f"{folder}: not a set of samples, it has no {MANIFEST_NAME}; 'python -m s2kit data' says how to make one"
     )
@@ -114,7 +127,7 @@ def _index(options: argparse.Namespace) -> int:
     manifest, samples, made = index_folder(
         options.folder, info, anew=options.anew, workers=options.workers, progress=not options.quiet
     )
-    print(f"{samples} samples, {made} tars indexed: {manifest}")
+    print(f"{count(samples, 'sample')}, {count(made, 'tar')} indexed: {manifest}")
     return 0
 
 
@@ -135,11 +148,11 @@ def _verify(options: argparse.Namespace) -> int:
     if wrong > _SHOWN_PROBLEMS:
         print(f"... and {wrong - _SHOWN_PROBLEMS} more; --json lists them all")
     people = f", {report.people} people" if report.people else ""
-    checked = f"{report.shards} shards, {report.samples} samples{people}, {report.size / 1e6:.1f} MB"
+    checked = f"{count(report.shards, 'shard')}, {count(report.samples, 'sample')}{people}, {report.size / 1e6:.1f} MB"
     if not wrong:
         print(f"{options.folder}: sound: {checked}")
         return 0
-    print(f"s2kit: error: {options.folder}: {wrong} problems in {checked}", file=sys.stderr)
+    print(f"s2kit: error: {options.folder}: {count(wrong, 'problem')} in {checked}", file=sys.stderr)
     return 1
 
 
@@ -167,7 +180,7 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     console = Console(width=None if sys.stdout.isatty() else 100)
     mean = summary["bytes"] / max(summary["samples"], 1)
     facts = [
-        ("samples", f"{summary['samples']} in {summary['shards']} shards"),
+        ("samples", f"{summary['samples']} in {count(summary['shards'], 'shard')}"),
         ("bytes", f"{summary['bytes'] / 1e6:.1f} MB, {mean / 1e3:.1f} kB a sample"),
         ("licence", summary["licence"] or "not stated"),
         ("source", summary["source"] or "not stated"),
@@ -206,9 +219,7 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
 def _print_fields(console: Any, summary: dict[str, Any]) -> None:
     from rich.table import Table
 
-    table = Table(
-        "field", "samples", "share", "kB a sample", "decode ms", title=f"fields ({summary['decoded']} decoded)"
-    )
+    table = Table("field", "samples", "share", "kB a sample", "core ms", title=f"fields ({summary['decoded']} decoded)")
     for name, entry in summary["fields"].items():
         size, cost = entry.get("bytes_per_sample"), entry.get("decode_ms")
         table.add_row(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from s2kit.errors import UserError
 from s2kit.tools.arguments import real, whole
+from s2kit.tools.data_check import count
 
 if TYPE_CHECKING:
     from data_modules.importers import Importer
@@ -53,7 +54,7 @@ def add_import(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = parser.add_subparsers(dest="importer", required=True, metavar="NAME")
-    for name, (help_text, add_options, build) in _IMPORTERS.items():
+    for name, (help_text, add_options, build) in IMPORTERS.items():
         own = names.add_parser(name, help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}.")
         add_options(own)
         _add_common(own, build)
@@ -106,13 +107,13 @@ def _run(options: argparse.Namespace, build: Callable[[argparse.Namespace], Impo
 def _report(packed: Packed, options: argparse.Namespace) -> None:
     people = f", {packed.people} people" if packed.people else ""
     done = "already finished" if packed.already else f"{packed.size / 1e6:.1f} MB"
-    print(f"{packed.samples} samples{people}, {done}: {packed.manifest}")
+    print(f"{count(packed.samples, 'sample')}{people}, {done}: {packed.manifest}")
     for note in packed.notes[:_SHOWN_NOTES]:
         print(f"note: {note}")
     if packed.rejected:
         key, reason = packed.rejected[0]
         listed = packed.manifest.with_name("rejected.jsonl")
-        print(f"note: {len(packed.rejected)} samples rejected, listed in {listed} (first: {key}: {reason})")
+        print(f"note: {count(len(packed.rejected), 'sample')} rejected, listed in {listed} (first: {key}: {reason})")
     if options.licence is None and not packed.already:
         print("note: no licence note in the manifest; --licence TEXT writes one")
     print(f"look at it: python -m s2kit data show {options.out}")
@@ -331,7 +332,7 @@ def _rgba(options: argparse.Namespace) -> Importer:
 
 
 #: Name -> one line, its options, and how the importer is built of them.
-_IMPORTERS: dict[str, tuple[str, Callable, Callable[[argparse.Namespace], Importer]]] = {
+IMPORTERS: dict[str, tuple[str, Callable, Callable[[argparse.Namespace], Importer]]] = {
     "coco": ("COCO keypoints: 17 points", _coco_options, _coco("coco-17")),
     "coco-wholebody": ("COCO-WholeBody: 133 points", _coco_options, _coco("coco-wholebody-133")),
     "sapiens2-308": ("the 308-point evaluation JSON of Sapiens2", _coco_options, _coco("sapiens2-308")),

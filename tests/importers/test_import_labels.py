@@ -116,6 +116,18 @@ def test_masks_of_every_kind(tmp_path):
     assert "64 x 48 pixels, day 1/small.v1_seg.png says 63 x 48" in reasons["day 1/small%2Ev1"]
 
 
+def test_images_and_masks_in_one_folder(tmp_path):
+    folder = tmp_path / "both"
+    write(folder / "a.jpg", picture(0))
+    write(folder / "a_seg.png", class_mask([0, 13]))
+    _, samples = bring(SegmentationImporter(folder, folder, "lip-20", mask_ending="_seg"), tmp_path / "out")
+    assert samples.key(0) == "a" and len(samples) == 1
+    np.testing.assert_array_equal(samples[0]["parts"], class_mask([0, 13]))
+    write(folder / "a.png", picture(0))
+    with pytest.raises(ImportFailedError, match=r"a\.jpg and a\.png have the same name but for the extension"):
+        bring(SegmentationImporter(folder, folder, "lip-20", mask_ending="_seg"), tmp_path / "other")
+
+
 def test_a_users_colours_and_classes(tmp_path):
     write(tmp_path / "images" / "a.jpg", picture(0))
     colours = np.array([[0, 0, 0], [255, 0, 0], [9, 9, 9]], np.uint8)[class_mask([0, 1, 2])]

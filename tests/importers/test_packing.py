@@ -67,6 +67,28 @@ def test_a_folder_of_photographs(photos, tmp_path):
     assert not (tmp_path / "out" / packing.STAGING_NAME).exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse names that are not UTF-8")
+def test_names_that_are_not_utf8_and_links_that_go_round(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    data = cv2.imencode(".jpg", picture(1))[1].tobytes()
+    for name in (b"caf\xe9.jpg", b"caf\xc3\xa9.jpg", b"cut\xe9.jpg"):
+        with open(os.fsencode(folder) + b"/" + name, "wb") as file:
+            file.write(data[:200] if name.startswith(b"cut") else data)
+    (folder / "round").symlink_to(folder)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.jpg").write_bytes(data)
+    (folder / "there").symlink_to(tmp_path / "elsewhere")
+    packed = pack(FolderImporter(folder), tmp_path / "out", workers=1, progress=False, max_rejected=0.3)
+    samples = ShardDataset(tmp_path / "out")
+    assert {samples.key(i): samples[i]["meta"]["file"] for i in range(3)} == {
+        "caf%E9": "caf\\udce9.jpg",
+        "café": "café.jpg",
+        "there/a": "there/a.jpg",
+    }
+    assert packed.rejected[0][0] == "cut%E9" and "cut off" in packed.rejected[0][1]
+
+
 def test_the_number_of_processes_changes_nothing(photos, tmp_path):
     info = {"licence": "mine", "source": None}
     for name, workers in (("one", 1), ("two", 2)):
@@ -144,6 +166,7 @@ def test_a_source_that_changed_meanwhile_is_noticed(photos, tmp_path, monkeypatc
         pack(FolderImporter(photos), tmp_path / "out", **options)
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in Linux's /proc")
 def test_a_killed_import_goes_on(photos, tmp_path):
     """SIGKILL of the parent: its processes end, too, and the next call finishes with the same bytes."""
     for number in range(300):

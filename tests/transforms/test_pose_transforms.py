@@ -209,6 +209,9 @@ def test_evaluation_keeps_the_source_keypoints(chart):
     np.testing.assert_allclose(item["area"], [0.53 * 60 * 110], rtol=1e-6)
     assert PoseEvalTransform(SIZE)(sample | {"area": 1234.5})["area"] == np.float32(1234.5)
     assert chart.error(item["image"], item["crop"], rim=2) < 3
+    bare = PoseEvalTransform(SIZE)({name: sample[name] for name in ("key", "image", "box")} | {"iscrowd": True})
+    assert bare["keypoints"].shape == (308, 2) and not bare["keypoints"].any() and not bare["visibility"].any()
+    assert bare["iscrowd"] is True and item["iscrowd"] is False
     picture = PoseEvalTransform(SIZE)({"key": "p", "image": sample["image"]})
     assert "keypoints" not in picture and picture["box"].tolist() == [0, 0, 120, 150]
 
@@ -237,7 +240,9 @@ def test_what_is_rejected(chart):
         transform({name: sample[name] for name in ("key", "image", "keypoints")} | {"visibility": np.zeros(308)}, rng)
     with pytest.raises(ValueError, match="'person': the person has no box"):
         PoseEvalTransform(SIZE)(sample | {"box": np.zeros(4, np.float32)})
-    with pytest.raises(KeyError, match="'person' has no 'visibility'"):
-        transform({name: value for name, value in sample.items() if name != "visibility"}, rng)
+    with pytest.raises(SampleRejected, match="the person has no keypoints"):
+        transform({name: sample[name] for name in ("key", "image", "box")}, rng)
+    with pytest.raises(SampleRejected, match="its person 7 is a crowd"):
+        transform(sample | {"iscrowd": True}, rng)
     with pytest.raises(SchemaError, match="no schema 21"):
         PoseTrainTransform(SIZE, schema=21)

@@ -60,6 +60,17 @@ def test_label_then_transform_is_transform_then_label(chart, options, schema):
     assert mirrors == 12 * options.get("flip", 0) or (options.get("flip") == 0.5 and 0 < mirrors < 12)
 
 
+def test_a_flip_is_the_mirror_image_to_the_last_column(chart):
+    sample = person(chart)
+    plain, flipped = (
+        SegmentationTrainTransform(SIZE, **PLAIN | {"flip": flip})(sample, np.random.default_rng(0)) for flip in (0, 1)
+    )
+    np.testing.assert_array_equal(flipped["image"], plain["image"][:, :, ::-1])
+    swapped = load_class_list(29).flip_table[plain["labels"][:, ::-1]]
+    np.testing.assert_array_equal(flipped["labels"], swapped)
+    assert (swapped != plain["labels"][:, ::-1]).any()
+
+
 def test_padding_of_a_crop_is_ignored_and_corners_are_background(chart):
     sample = person(chart)
     sample["parts"][sample["parts"] == 0] = 1  # now only padding can be 0
@@ -89,6 +100,17 @@ def test_crops_have_the_published_sizes(chart):
     assert 0.39 < factor.min() < 0.44 and 1.96 < factor.max() < 2.01 and abs(np.median(factor) - 1.2) < 0.1
     without = view_scales(SegmentationTrainTransform(SIZE, **PLAIN | {"resize": 1.0}), person(chart), 5)
     np.testing.assert_allclose(without, np.tile(np.diag([96 / 120, 128 / 150]), (5, 1, 1)), rtol=1e-6)
+
+
+def test_a_resize_that_shrinks_loses_resolution_and_one_that_enlarges_does_not(chart):
+    stripes = np.zeros((128, 96, 3), np.uint8)
+    stripes[:, ::4] = stripes[:, 1::4] = 200  # two pixels wide
+    sample = {"key": "k", "image": stripes, "parts": np.tile(np.uint8([[1, 2]]), (128, 48))}
+    contrast = {}
+    for scale in (0.4, 1.0, 2.0):
+        transform = SegmentationTrainTransform(SIZE, **PLAIN | {"resize": 1.0}, scale=(scale, scale))
+        contrast[scale] = transform(sample, np.random.default_rng(0))["image"].std()
+    assert contrast[0.4] < 0.45 * contrast[1.0] and contrast[2.0] == contrast[1.0] == stripes.std()
 
 
 def test_crops_that_show_too_little_are_drawn_again(chart):
