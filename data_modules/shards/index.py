@@ -23,7 +23,7 @@ import re
 import struct
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -82,10 +82,13 @@ class ShardIndex:
         """Return the key of sample ``number`` of this shard."""
         return self.keys[int(self.key_end[number]) : int(self.key_end[number + 1])].decode(errors="backslashreplace")
 
-    def entries(self, number: int) -> list[Entry]:
-        """Return the members of sample ``number`` of this shard."""
-        rows = self.members[int(self.first[number]) : int(self.first[number + 1])]
-        return [Entry(self.extensions[e], offset, size, crc) for offset, size, crc, e in rows.tolist()]
+    def entries(self, number: int, wanted: Container[str] | None = None) -> list[Entry]:
+        """Return the members of sample ``number`` of this shard, only those of the ``wanted`` extensions if given."""
+        rows = self.members[int(self.first[number]) : int(self.first[number + 1])].tolist()
+        names = self.extensions
+        return [
+            Entry(names[e], start, size, crc) for start, size, crc, e in rows if wanted is None or names[e] in wanted
+        ]
 
     def to_bytes(self) -> bytes:
         """Return the index file's content."""

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -78,11 +79,12 @@ class ShardDataset(Dataset[dict[str, Any]]):
             raise ShardError(f"{path}: does not count people; write manifest and index again with make_manifest")
         self.counts = np.array([shard[unit] for shard in self.manifest["shards"]], np.int64)
         self.digest = self.manifest["digest"] + (":people" if per_person else "")
-        self._first = np.concatenate([[0], np.cumsum(self.counts)])
+        # A list, since bisect takes a fraction of what searchsorted does for a single number.
+        self._first: list[int] = [0, *np.cumsum(self.counts).tolist()]
         self._state: _State | None = None
 
     def __len__(self) -> int:
-        return int(self._first[-1])
+        return self._first[-1]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return raw sample (or person) ``index``; negative numbers count from the end.
@@ -147,11 +149,12 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Return the shard's position in the manifest, and the item's number in it."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"item {index} of {self.folder.where('')}, which has {len(self)}")
-        index = int(index) % len(self)
-        position = int(np.searchsorted(self._first, index, "right")) - 1
-        return position, index - int(self._first[position])
+        length = self._first[-1]
+        if not -length <= index < length:
+            raise IndexError(f"item {index} of {self.folder.where('')}, which has {length}")
+        index = int(index) % length
+        position = bisect_right(self._first, index) - 1
+        return position, index - self._first[position]
 
     def _current(self) -> "_State":
         if self._state is None or self._state.process != os.getpid():
@@ -174,7 +177,9 @@ class ShardDataset(Dataset[dict[str, Any]]):
         """Return the members of an item that the fields need."""
         shard = self._shard(position)
         sample, _ = shard.find(number, self.per_person)
-        return shard.read(sample, [e for e in shard.index.entries(sample) if self._is_wanted(e.extension)])
+        if shard.wanted is None:
+            shard.wanted = frozenset(filter(self._is_wanted, shard.index.extensions))
+        return shard.read(sample, shard.index.entries(sample, shard.wanted))
 
     def _is_wanted(self, extension: str) -> bool:
         name = field_of(extension)
@@ -209,6 +214,8 @@ class _OpenShard:
 
     def __init__(self, folder: Folder, stated: dict[str, Any]) -> None:
         self.path = folder.where(stated["name"])
+        #: Extensions of the members that the data set decodes, once it knows.
+        self.wanted: frozenset[str] | None = None
         self._file = folder.open(stated)
         self.index = read_checked(folder, index_path(stated["name"]).name, lambda data: self._parse(data, stated))
         size = self.index.tar_bytes if self._file.size is None else self._file.size
