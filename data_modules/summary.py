@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from data_modules.journal import Stamped, array_of, open_journal, plain_array, stamp, stamp_shard
 from data_modules.parallel import default_workers, run_parallel
 from data_modules.progress import ProgressBar
 from data_modules.shards.codecs import decode_sample
@@ -20,7 +22,8 @@ from data_modules.verification import class_list, keypoint_set, people_of
 
 #: Widths by heights; a bin holds what is above the number before it.
 ASPECTS = (0.5, 0.75, 0.95, 1.05, 1.34, 1.8, float("inf"))
-_MAX_PEOPLE_SHOWN = 10
+_COUNTERS = ("bytes", "people", "seconds", "decoded")
+_LISTS = ("sizes", "covered", "depths")
 
 
 @dataclass
@@ -37,17 +40,41 @@ class _Part:
     covered: list[float] = field(default_factory=list)
     depths: list[tuple[float, float]] = field(default_factory=list)
 
+    def plain(self) -> dict[str, Any]:
+        """Return all of it for JSON."""
+        # Pairs, because JSON would make texts of the keys that are numbers.
+        counters = {name: list(getattr(self, name).items()) for name in _COUNTERS}
+        arrays = {"classes": plain_array(self.classes), "visible": None}
+        if self.visible is not None:
+            arrays["visible"] = plain_array(self.visible)
+        return counters | arrays | {name: getattr(self, name) for name in _LISTS}
+
+    @classmethod
+    def of_plain(cls, plain: dict[str, Any]) -> Self:
+        """Return what ``plain`` was made of."""
+        counters = {name: Counter(dict(plain[name])) for name in _COUNTERS}
+        arrays = {name: plain[name] and array_of(plain[name]) for name in ("classes", "visible")}
+        return cls(**counters, **arrays, **{name: plain[name] for name in _LISTS})
+
 
 def summarise(
-    folder: str | Path, *, sampled: int = 256, workers: int | None = None, progress: bool = True
+    folder: str | Path,
+    *,
+    sampled: int = 256,
+    workers: int | None = None,
+    progress: bool = True,
+    fresh: bool = False,
+    tell: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Return statistics of a set as plain values for JSON.
+    """Return statistics of a set as plain values for JSON, going on where an interrupted call with ``sampled`` was.
 
     Args:
         folder: Of the set, or its manifest.
         sampled: Number of samples, evenly spread, that are decoded.
         workers: Processes; by default one per core.
         progress: Show a progress bar.
+        fresh: Read everything, also what an interrupted call has read.
+        tell: Called with one line if shards or decoded samples are taken over.
 
     Returns:
         ``samples, people, shards, bytes, licence, source, schemas``; ``fields`` (samples, share, bytes per sample,
@@ -62,18 +89,48 @@ def summarise(
     path = manifest_path(folder)
     manifest = read_manifest(path)
     workers = workers or default_workers()
-    indices = [path.parent / shard["name"] for shard in manifest["shards"]]
-    total = _Part()
+    indices = [(stamp_shard(path.parent, shard), path.parent / shard["name"]) for shard in manifest["shards"]]
     chosen = np.unique(np.linspace(0, manifest["samples"] - 1, min(sampled, manifest["samples"])).astype(int))
-    chunks = [(path, chunk.tolist()) for chunk in np.array_split(chosen, max(1, len(chosen) // 16)) if len(chunk)]
-    with ProgressBar("shards and samples", len(indices) + len(chosen), shown=progress) as bar:
-        for part in run_parallel(_count_shard, indices, min(workers, max(1, len(indices) // 64))):
+    chunks = _chunks(path, manifest, chosen, [mark for mark, _ in indices])
+    with open_journal(path.parent, f"stats-{sampled}", fresh=fresh) as journal:
+        counted, indices = journal.divide(indices, _Part.of_plain)
+        decoded, chunks = journal.divide(chunks, _Part.of_plain)
+        total = _Part()
+        for part in counted + decoded:
             _add(total, part)
-            bar.advance()
-        for part in run_parallel(_decode_some, chunks, min(workers, max(1, len(chunks)))):
-            _add(total, part)
-            bar.advance(part.decoded["image"] or 1)
-    return _summary(path.parent, manifest, total, len(chosen))
+        left = sum(len(numbers) for _, (_, numbers) in chunks)
+        taken = len(chosen) - left
+        if tell and (counted or decoded):
+            tell(
+                f"{len(counted)} of {len(manifest['shards'])} shards and {taken} of {len(chosen)} decoded samples are "
+                "taken over from an interrupted call; --fresh reads them, too"
+            )
+        whole = len(manifest["shards"]) + len(chosen)
+        with ProgressBar("shards and samples", whole, len(counted) + taken, shown=progress) as bar:
+            few = min(workers, max(1, len(indices) // 64))
+            for mark, part in run_parallel(Stamped(_count_shard), indices, few):
+                _add(total, part)
+                journal.note(mark, part.plain())
+                bar.advance()
+            for mark, part in run_parallel(Stamped(_decode_some), chunks, min(workers, max(1, len(chunks)))):
+                _add(total, part)
+                journal.note(mark, part.plain())
+                bar.advance(part.decoded["image"] or 1)
+        return _summary(path.parent, manifest, total, len(chosen))
+
+
+def _chunks(
+    path: Path, manifest: dict[str, Any], chosen: np.ndarray, marks: list[str]
+) -> list[tuple[str, tuple[Path, list[int]]]]:
+    """The samples to decode, in parts, each with its stamp: of the numbers and of the shards that hold them."""
+    ends = np.cumsum([shard["samples"] for shard in manifest["shards"]])
+    chunks = []
+    for numbers in np.array_split(chosen, max(1, len(chosen) // 16)):
+        if len(numbers):
+            holding = np.unique(np.searchsorted(ends, numbers, side="right"))
+            mark = stamp(manifest.get("normals_frame"), numbers.tolist(), [marks[i] for i in holding])
+            chunks.append((mark, (path, numbers.tolist())))
+    return chunks
 
 
 def _count_shard(tar: Path) -> _Part:
@@ -134,12 +191,12 @@ def _look(part: _Part, sample: dict[str, Any]) -> None:
 
 
 def _add(total: _Part, part: _Part) -> None:
-    for name in ("bytes", "people", "seconds", "decoded"):
+    for name in _COUNTERS:
         getattr(total, name).update(getattr(part, name))
     total.classes += part.classes
     if part.visible is not None:
         total.visible = part.visible if total.visible is None else total.visible + part.visible
-    for name in ("sizes", "covered", "depths"):
+    for name in _LISTS:
         getattr(total, name).extend(getattr(part, name))
 
 

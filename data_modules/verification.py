@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from data_modules.importers.flip_check import check_flips
 from data_modules.importers.frame_check import axis_agreement, check_frame
+from data_modules.journal import Stamped, array_of, open_journal, plain_array, stamp_shard
 from data_modules.parallel import default_workers, run_parallel
 from data_modules.progress import ProgressBar
 from data_modules.shards.codecs import decode_sample
@@ -60,6 +61,7 @@ class _Job:
     schemas: dict[str, Any]
     normals_frame: str
     decode: bool
+    people: int
 
 
 @dataclass
@@ -69,6 +71,7 @@ class _Found:
     samples: int = 0
     people: int = 0
     problems: list[Problem] = field(default_factory=list)
+    within_reach: bool = True
     keys: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     points: list[np.ndarray] = field(default_factory=list)
     agreements: list[np.ndarray] = field(default_factory=list)
@@ -77,15 +80,49 @@ class _Found:
         if len(self.problems) < _MAX_PROBLEMS_PER_SHARD:
             self.problems.append(Problem(self.name, sample, " ".join(text.split())))
 
+    def plain(self) -> dict[str, Any]:
+        """Return all of it for JSON."""
+        numbers = {"name": self.name, "size": self.size, "samples": self.samples, "people": self.people}
+        return numbers | {
+            "problems": [asdict(problem) for problem in self.problems],
+            "keys": plain_array(self.keys),
+            "points": [plain_array(points) for points in self.points],
+            "agreements": [plain_array(agreement) for agreement in self.agreements],
+        }
 
-def verify(folder: str | Path, *, decode: bool = True, workers: int | None = None, progress: bool = True) -> Report:
-    """Check a set.
+    @classmethod
+    def of_plain(cls, plain: dict[str, Any]) -> Self:
+        """Return what ``plain`` was made of."""
+        arrays = {
+            "problems": [Problem(**problem) for problem in plain["problems"]],
+            "keys": array_of(plain["keys"]),
+            "points": [array_of(points) for points in plain["points"]],
+            "agreements": [array_of(agreement) for agreement in plain["agreements"]],
+        }
+        return cls(**plain | arrays)
+
+
+def verify(
+    folder: str | Path,
+    *,
+    decode: bool = True,
+    workers: int | None = None,
+    progress: bool = True,
+    fresh: bool = False,
+    tell: Callable[[str], None] | None = None,
+) -> Report:
+    """Check a set, or go on where an interrupted call with the same options was.
+
+    Shards that were finished before the interruption are not read again, unless they, their entries in the manifest or
+    the schemas have changed since. A call that ends normally leaves nothing to go on from.
 
     Args:
         folder: Of the set, or its manifest.
         decode: Decode each picture and label and check their values; otherwise only checksums.
         workers: Processes; by default one per core.
         progress: Show a progress bar.
+        fresh: Read everything, also what an interrupted call has read.
+        tell: Called with one line if shards are taken over.
 
     Raises:
         ShardError: The manifest itself cannot be read.
@@ -95,21 +132,44 @@ def verify(folder: str | Path, *, decode: bool = True, workers: int | None = Non
     schemas = {**SCHEMAS, **manifest.get("schemas", {})}
     report = Report()
     report.problems += _check_set(path.parent, manifest, schemas)
-    frame = manifest.get("normals_frame", KIT_NORMALS_FRAME)
-    jobs = [_Job(path.parent, stated, schemas, frame, decode) for stated in manifest["shards"]]
-    found = []
-    with ProgressBar("samples", manifest["samples"], shown=progress) as bar:
-        for shard in run_parallel(_check_shard, jobs, min(workers or default_workers(), max(1, len(jobs)))):
-            found.append(shard)
-            bar.advance(shard.samples)
-    found.sort(key=lambda shard: shard.name)
-    for shard in found:
-        report.shards, report.samples = report.shards + 1, report.samples + shard.samples
-        report.people, report.size = report.people + shard.people, report.size + shard.size
-        report.problems += shard.problems
-    report.problems += _check_keys(path.parent, found)
-    report.problems += _check_sides(path.parent, schemas, found)
+    with open_journal(path.parent, "verify" if decode else "verify-no-decode", fresh=fresh) as journal:
+        jobs = _jobs(path.parent, manifest, schemas, decode)
+        found, rest = journal.divide(jobs, _Found.of_plain)
+        if found and tell:
+            tell(f"{len(found)} of {len(jobs)} shards are taken over from an interrupted call; --fresh reads them, too")
+        workers = min(workers or default_workers(), max(1, len(rest)))
+        taken = sum(shard.samples for shard in found)
+        with ProgressBar("samples", manifest["samples"], taken, shown=progress) as bar:
+            for stamp, shard in run_parallel(Stamped(_check_shard), rest, workers):
+                found.append(shard)
+                if shard.within_reach:
+                    journal.note(stamp, shard.plain())
+                bar.advance(shard.samples)
+        found.sort(key=lambda shard: shard.name)
+        for shard in found:
+            report.shards, report.samples = report.shards + 1, report.samples + shard.samples
+            report.people, report.size = report.people + shard.people, report.size + shard.size
+            report.problems += shard.problems
+        report.problems += _check_keys(path.parent, found)
+        report.problems += _check_sides(path.parent, schemas, found)
     return report
+
+
+def _jobs(folder: Path, manifest: dict[str, Any], schemas: dict[str, Any], decode: bool) -> list[tuple[str, _Job]]:
+    """The shards to check, each with its stamp for the journal."""
+    frame = manifest.get("normals_frame", KIT_NORMALS_FRAME)
+    # Of many shards a few people each are enough, and all of them would not fit into memory.
+    people = min(_PEOPLE_PER_SHARD, -(-2 * _MAX_FLIP_PEOPLE // max(1, len(manifest["shards"]))))
+    own = [folder / f"{name}.json" for name in (schemas["keypoints"], schemas["parts"])]
+    options = [decode, people, frame, schemas, [_digest(file) for file in own]]
+    return [
+        (stamp_shard(folder, stated, *options), _Job(folder, stated, schemas, frame, decode, people))
+        for stated in manifest["shards"]
+    ]
+
+
+def _digest(file: Path) -> str | None:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def keypoint_set(folder: Path, name: str) -> KeypointSet | None:
@@ -179,6 +239,7 @@ def _open_index(job: _Job, path: Path, found: _Found) -> ShardIndex | None:
             sha = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         found.add(None, f"cannot be read: {error.strerror or error}")
+        found.within_reach = False
         return None
     if found.size != stated["bytes"]:
         found.add(None, f"has {found.size} bytes, the manifest says {stated['bytes']}: cut off, or another file")
@@ -191,6 +252,7 @@ def _open_index(job: _Job, path: Path, found: _Found) -> ShardIndex | None:
         index = read_index(index_path(path))
     except OSError as error:
         found.add(None, f"its index cannot be read: {error.strerror or error}; 'data index' makes it")
+        found.within_reach = False
         return None
     except ShardError as error:
         found.add(None, str(error))
@@ -215,7 +277,7 @@ def _check_sample(
         found.add(key, text)
     people = people_of(sample)
     found.people += len(people)
-    found.points += [p["keypoints"] for p in people if "keypoints" in p][: _PEOPLE_PER_SHARD - len(found.points)]
+    found.points += [p["keypoints"] for p in people if "keypoints" in p][: job.people - len(found.points)]
     if "normals" in sample and len(found.agreements) < _NORMALS_PER_SHARD:
         agreement = axis_agreement(sample["normals"], (sample["normals"] != 0).any(axis=2))
         found.agreements += [agreement] if agreement is not None else []

