@@ -56,7 +56,7 @@ class ClassList:
 
 @lru_cache(maxsize=16)
 def load_class_list(name: int | str | Path = 29) -> ClassList:
-    """Loads and checks a class list: a packaged one by its number of classes, or a file of the same form.
+    """Loads and checks a class list: a packaged one by name ("sapiens2-29") or number of classes, or a file by path.
 
     Raises:
         SchemaError: no such list, or it contradicts itself; the message names the file and the class.

@@ -8,6 +8,17 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+import yaml
+
+#: What manifests and configs call the packaged schemas -> what follows the prefix in the file's name.
+PACKAGED = {
+    "keypoints": {"sapiens2-308": "308", "coco-wholebody-133": "133", "coco-17": "17"},
+    "parts": {"sapiens2-29": "29", "sapiens1-28": "28", "lip-20": "lip_20", "cihp-20": "cihp_20"},
+    "labels": {
+        name: name
+        for name in ("dome-34", "wide-52", "internal-32", "lip-20", "lip-20-to-29", "cihp-20", "cihp-20-to-29")
+    },
+}
 _OPPOSITE = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
@@ -16,24 +27,29 @@ class SchemaError(ValueError):
 
 
 def read_schema(prefix: str, name: int | str | Path) -> tuple[str, dict]:
-    """A packaged schema by its number of entries, or one of the user's by its path; and the name for messages.
+    """A packaged schema or one of the user's, and the name for messages.
 
-    Raises SchemaError if there is no such file or it is not JSON.
+    Args:
+        prefix: "keypoints", "parts" or "labels".
+        name: a name of `PACKAGED`, such as "coco-17"; its number of entries, where only one has as many; or the path of
+            a JSON file (of a YAML file for "labels").
+
+    Raises SchemaError if there is no such schema or it cannot be parsed.
     """
-    if isinstance(name, int):
-        source = resources.files("s2kit.schemas") / f"{prefix}_{name}.json"
-        if not source.is_file():
-            folder = resources.files("s2kit.schemas").iterdir()
-            known = sorted(entry.name for entry in folder if entry.name.startswith(f"{prefix}_"))
-            raise SchemaError(f"no schema {prefix}_{name}.json; packaged: {', '.join(known)}")
-    else:
-        source = Path(name)
-        if not source.is_file():
-            raise SchemaError(f"no schema file {source}")
+    known = PACKAGED[prefix]
+    packaged = known.get(str(name)) or (str(name) if str(name) in known.values() else None)
+    source = resources.files("s2kit.schemas") / f"{prefix}_{packaged}.json" if packaged else Path(str(name))
+    if not source.is_file():
+        raise SchemaError(f"no schema {name}: give {', '.join(known)} or the path of a file")
     try:
-        return str(source.name), json.loads(source.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise SchemaError(f"{source}: not JSON: {error}") from error
+        text = source.read_text(encoding="utf-8")
+        data = yaml.safe_load(text) if source.name.endswith((".yaml", ".yml")) else json.loads(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        kind = "YAML" if source.name.endswith((".yaml", ".yml")) else "JSON"
+        raise SchemaError(f"{source}: not {kind}: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise SchemaError(f"{source}: holds a {type(data).__name__}, a schema is an object")
+    return str(source.name), data
 
 
 def mirrored(name: str) -> str:

@@ -24,8 +24,8 @@ class Keypoint:
         half_body: "upper", "lower" or None, for the half-body crops of training.
         sigma: the OKS constant.
         color: RGB, 0 to 255.
-        coco_wholebody: id among the 133 of COCO-WholeBody, or None.
-        id_344: id in the source schema of 344 points.
+        coco_wholebody: id among the 133 of COCO-WholeBody, or None; of the 308 points only.
+        id_344: id in the source schema of 344 points; of the 308 points only.
     """
 
     id: int
@@ -34,8 +34,8 @@ class Keypoint:
     half_body: str | None
     sigma: float
     color: tuple[int, int, int]
-    coco_wholebody: int | None
-    id_344: int
+    coco_wholebody: int | None = None
+    id_344: int | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _validate(file: str, schema: KeypointSet) -> None:
 
 @lru_cache(maxsize=16)
 def load_keypoint_set(name: int | str | Path = 308) -> KeypointSet:
-    """Loads and checks a keypoint set: a packaged one by its number of points, or a file of the same form.
+    """Loads and checks a keypoint set: a packaged one by name ("coco-17") or number of points (17), or a file by path.
 
     Raises:
         SchemaError: no such set, or it contradicts itself; the message names the file and the keypoint.

@@ -8,7 +8,7 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from s2kit.schemas import load_class_list, load_keypoint_set
+from s2kit.schemas import load_class_list, load_keypoint_set, load_label_map
 from s2kit.schemas.files import SchemaError, mirrored
 
 
@@ -170,11 +170,92 @@ def test_a_sided_point_must_not_flip_to_itself(tmp_path):
 
 
 def test_missing_files(tmp_path):
-    with pytest.raises(SchemaError, match=r"no schema keypoints_17.json; packaged: keypoints_308.json"):
-        load_keypoint_set(17)
-    with pytest.raises(SchemaError, match=r"no schema file .*nothing\.json"):
+    with pytest.raises(SchemaError, match=r"no schema 20: give sapiens2-29, .*cihp-20 or the path of a file"):
+        load_class_list(20)
+    with pytest.raises(SchemaError, match=r"no schema .*nothing\.json"):
         load_keypoint_set(tmp_path / "nothing.json")
     path = tmp_path / "text.json"
     path.write_text("{")
     with pytest.raises(SchemaError, match="not JSON"):
         load_class_list(path)
+
+
+def test_coco_sets():
+    """17 and 133 points in COCO's order; what 308 shares with 133 has the same name and sigma."""
+    small, large, full = (load_keypoint_set(name) for name in ("coco-17", "coco-wholebody-133", "sapiens2-308"))
+    assert load_keypoint_set(17) is not small and load_keypoint_set(17).names == small.names == large.names[:17]
+    assert {name: len(ids) for name, ids in large.groups.items()} == {
+        "body": 17,
+        "foot": 6,
+        "face": 68,
+        "left_hand": 21,
+        "right_hand": 21,
+    }
+    shared = [point for point in full.keypoints if point.coco_wholebody is not None]
+    assert [large.names[point.coco_wholebody] for point in shared] == [point.name for point in shared]
+    assert [large.sigmas[point.coco_wholebody] for point in shared] == [point.sigma for point in shared]
+    assert small.flip_map.tolist() == [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
+    # The jaw runs from ear to ear, the eyes' corners and the lips mirror to each other, hands swap whole.
+    face = large.flip_map[23:91] - 23
+    assert face[:17].tolist() == list(range(16, -1, -1)) and face[36:42].tolist() == [45, 44, 43, 42, 47, 46]
+    assert face[48:60].tolist() == [54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55]
+    assert face[60:].tolist() == [64, 63, 62, 61, 60, 67, 66, 65] and face[27:31].tolist() == [27, 28, 29, 30]
+    assert large.flip_map[91:112].tolist() == list(range(112, 133))
+    assert small.half("lower") == tuple(range(11, 17)) and len(large.half("upper")) == 11 + 42
+    assert len(small.links) == 19 and len(large.links) == 19 + 6 + 40
+
+
+def test_other_class_lists():
+    names = load_class_list("sapiens2-29").names
+    assert load_class_list("sapiens1-28").names == tuple(name for name in names if name != "Eyeglass")
+    swaps = [(i, int(j)) for i, j in enumerate(load_class_list("sapiens1-28").flip_table[:28]) if i < j]
+    assert swaps == [(i, i + 9) for i in range(4, 12)]
+    for name in ("lip-20", "cihp-20"):
+        classes = load_class_list(name)
+        assert [(i, int(j)) for i, j in enumerate(classes.flip_table[:20]) if i < j] == [(14, 15), (16, 17), (18, 19)]
+    assert load_class_list("lip-20").names[10] == "Jumpsuits" and load_class_list("cihp-20").names[10] == "Torso_Skin"
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "target"),
+    [
+        ("dome-34", [0, 2, 3, 4, 5, 7, 8, 28, 33], [0, 0, 2, 2, 3, 255, 5, 255, 28]),
+        ("wide-52", [0, 5, 9, 22, 24, 27, 34, 45, 46, 51, 52], [0, 3, 255, 13, 28, 255, 1, 15, 6, 0, 255]),
+        ("internal-32", [0, 10, 11, 17, 21, 25, 29, 31, 32], [0, 3, 24, 255, 22, 13, 2, 255, 0]),
+        ("lip-20", [0, 13, 19, 20, 255], [0, 13, 19, 255, 255]),
+        ("cihp-20-to-29", [0, 4, 10, 13, 18, 19, 14], [0, 2, 255, 3, 9, 18, 255]),
+    ],
+)
+def test_label_maps(name, source, target):
+    """Rows of spec 4.3.2, and what LIP and CIHP share with the 29 classes."""
+    assert load_label_map(name).apply(np.array([source], np.uint8)).tolist() == [target]
+
+
+def test_a_users_label_map_of_colours(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("target: sapiens2-29\nmap:\n  '255, 0, 0': Hair\n  0,0,0: 0\n")
+    mask = np.array([[[255, 0, 0], [0, 0, 0], [1, 2, 3]]], np.uint8)
+    assert load_label_map(path).apply(mask).tolist() == [[4, 0, 255]]
+    with pytest.raises(SchemaError, match="lists colours, and the mask holds one value a pixel"):
+        load_label_map(path).apply(mask[..., 0])
+    with pytest.raises(SchemaError, match="lists ids, and the mask has three channels"):
+        load_label_map("lip-20").apply(mask)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("map: {0: 0}", "a label map has target"),
+        ("target: sapiens2-29\nmap: {0: Hare}", "0 becomes 'Hare', which is no class of parts_29"),
+        ("target: sapiens2-29\nmap: {0: 29}", "0 becomes 29, .* an id below 29, or 255 to ignore it"),
+        ("target: sapiens2-29\nmap: {300: 0}", "300 must be an id from 0 to 255"),
+        ("target: sapiens2-29\nmap: {0: 0, '1,1,1': 1}", "both ids and colours"),
+        ("target: nowhere\nmap: {0: 0}", "no schema nowhere"),
+        ("target: [", "not YAML"),
+    ],
+)
+def test_broken_label_maps_are_refused(tmp_path, text, message):
+    path = tmp_path / "broken.yml"
+    path.write_text(text)
+    with pytest.raises(SchemaError, match=message):
+        load_label_map(path)
