@@ -38,5 +38,6 @@ class PredictionWriter(Callback):
             array = pl_module.to_numpy(prediction)
             np.save(self.path / f"{key}.npy", array)
             if self.visualise:
-                write_image(self.path / f"{key}.png", pl_module.draw(array))
+                picture = pl_module.source_picture(index, batch)
+                write_image(self.path / f"{key}.png", pl_module.draw(array, picture))
             self.written += 1

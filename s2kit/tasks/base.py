@@ -143,6 +143,10 @@ class Task(LightningModule):
         """Return sample ``index`` of an output at its source's size, in the task's units."""
         raise NotImplementedError
 
+    def finish_batch(self, output: Any, batch: dict[str, Any]) -> list[Any]:
+        """Return every sample of an output finished."""
+        return [self.finish(output, index, batch) for index in range(len(batch["key"]))]
+
     def update_metrics(self, stage: str, predictions: Sequence[Any], batch: dict[str, Any]) -> None:
         """Add a batch of finished predictions to the metrics of ``stage``."""
         raise NotImplementedError
@@ -151,8 +155,8 @@ class Task(LightningModule):
         """Return the metrics of ``stage`` over all ranks and reset them; ``baseline_*`` is the trivial answer's."""
         raise NotImplementedError
 
-    def draw(self, prediction: np.ndarray) -> np.ndarray:
-        """Draw a prediction (as ``to_numpy`` gives it) as uint8 (H, W, 3) RGB."""
+    def draw(self, prediction: np.ndarray, picture: np.ndarray) -> np.ndarray:
+        """Draw a prediction (as ``to_numpy`` gives it) of a picture, alone or on it, as uint8 (H, W, 3) RGB."""
         raise NotImplementedError
 
     def panel(self, prediction: Any, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -229,7 +233,7 @@ class Task(LightningModule):
         output = self(image)
         if self.hparams.flip_test:
             output = (output + self.unflip(self(image.flip(-1)))) / 2
-        return [self.finish(output, index, batch) for index in range(len(batch["key"]))]
+        return self.finish_batch(output, batch)
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> list[Any]:
         predictions = self._predict_batch(batch)

@@ -7,9 +7,10 @@ from s2kit.models.checkpoints import Checkpoint, WeightsError, fit_checkpoint, r
 from s2kit.models.checkpoints.describe import describe_config
 from s2kit.tasks.base import Task
 from s2kit.tasks.normals import NormalsTask
+from s2kit.tasks.pose import PoseTask
 
 #: Tasks by name.
-TASKS: dict[str, type[Task]] = {NormalsTask.name: NormalsTask}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (NormalsTask, PoseTask)}
 
 
 def load_task(name: str | None, path: str | Path, **overrides: Any) -> Task:
@@ -20,7 +21,7 @@ def load_task(name: str | None, path: str | Path, **overrides: Any) -> Task:
     the size was made for.
 
     Args:
-        name: ``normals``; None takes the task that the file is for.
+        name: A name of ``TASKS``, such as ``normals``; None takes the task that the file is for.
         path: Weights in any layout: a file, a run's folder, a checkpoint, or ``hf://owner/name[@revision]``; see
             docs/checkpoints.md.
         **overrides: Fields of the task that differ from the file's, such as ``image_size``; ``strict=False`` takes
