@@ -96,6 +96,15 @@ def test_values_of_a_map():
     np.testing.assert_allclose(maps[0, 0], expected, atol=1e-6)
 
 
+def test_windows_left_of_the_map_are_centred_towards_zero():
+    """As in the release: of -0.7 the window's middle is cell 0, so cell 4 is within a radius of 4."""
+    x = -0.7 * 63 / 31 + 0.5
+    maps, _ = encode_heatmaps(torch.tensor([[[x, 30.0]]]), torch.tensor([[2]]), (64, 64), (32, 32), sigma=1.5)
+    columns = maps[0, 0].amax(dim=0)
+    assert columns[4] > 0
+    assert columns[5:].abs().max() == 0
+
+
 def test_what_is_not_labelled_or_far_outside_has_no_weight():
     keypoints = torch.tensor([[[math.nan, 3.0], [30.0, 30.0], [-40.0, 30.0], [-3.0, 30.0]]])
     maps, weights = encode_heatmaps(keypoints, torch.tensor([[0, 1, 2, 2]]), (64, 64), (32, 32), sigma=2)

@@ -70,6 +70,16 @@ def test_true_heatmaps_give_the_source_pixels_and_full_marks():
     assert "baseline_OKS" not in task.compute_metrics("val")
 
 
+def test_pck_is_of_the_sides_of_the_crop():
+    task = PoseTask(**TINY)
+    batch = collate([item("a", seed=1, training=False)])
+    turn = torch.tensor([[0.8, 0.6], [-0.6, 0.8]])
+    batch["crop"][0, :2, :2] = torch.tensor([[0.2], [0.1]]) * turn
+    prediction = torch.cat([batch["keypoints"][0], torch.ones(17, 1)], dim=1)
+    task.update_metrics("val", [prediction], batch)
+    torch.testing.assert_close(task.val_metrics.sides[0], torch.tensor([[240.0, 640.0]]))
+
+
 def test_a_perfect_heatmap_has_no_loss_and_full_pck():
     task = PoseTask(**TINY)
     items = [item("a", seed=1), item("b", seed=2)]
