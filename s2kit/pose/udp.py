@@ -135,10 +135,12 @@ def decode_heatmaps(
     x, y = best % width, best // width
     chunk = max(1, _BLUR_CHUNK // (height * width))
     steps = []
-    for start in range(0, len(maps), chunk):
-        part = slice(start, start + chunk)
-        logs = _blur(maps[part], blur_kernel).clamp(*CLIP).log()
-        steps.append(_sub_cell_steps(logs, x[part], y[part]))
+    # Mixed precision would blur in half precision, and the step is a difference of nearly equal values.
+    with torch.autocast(maps.device.type, enabled=False):
+        for start in range(0, len(maps), chunk):
+            part = slice(start, start + chunk)
+            logs = _blur(maps[part], blur_kernel).clamp(*CLIP).log()
+            steps.append(_sub_cell_steps(logs, x[part], y[part]))
     step = torch.cat(steps) if steps else maps.new_zeros(0, 2)
     cells = torch.stack([x, y], dim=-1) + torch.where(scores[:, None] > 0, step, 0.0)
     cells = torch.where(scores.isfinite()[:, None], cells, math.nan)

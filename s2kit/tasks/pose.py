@@ -127,7 +127,8 @@ class PoseTask(Task):
         """Return (K, 3) of each sample: x, y in continuous pixels of the source, and score."""
         keypoints, scores = decode_heatmaps(output, self.image_size)
         inverse = torch.linalg.inv(batch["crop"].cpu().double()).to(keypoints)
-        source = keypoints @ inverse[:, :2, :2].transpose(1, 2) + inverse[:, None, :2, 2]
+        # No matrix product: mixed precision would round source pixels to half precision.
+        source = (keypoints[:, :, None] * inverse[:, None, :2, :2]).sum(dim=-1) + inverse[:, None, :2, 2]
         return list(torch.cat([source, scores[..., None]], dim=-1))
 
     def update_metrics(self, stage: str, predictions: Sequence[Tensor], batch: dict[str, Any]) -> None:
@@ -179,7 +180,7 @@ class PoseTask(Task):
             f"prediction, mean score {np.nan_to_num(score).mean():.2f}": draw_pose(
                 picture, np.column_stack([predicted, score]), self.keypoint_set
             ),
-            "from truth (green) to prediction (red)": draw_offsets(picture, truth, predicted, labelled),
+            "truth green, prediction red": draw_offsets(picture, truth, predicted, labelled),
         }
 
 

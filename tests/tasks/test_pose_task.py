@@ -70,6 +70,16 @@ def test_true_heatmaps_give_the_source_pixels_and_full_marks():
     assert "baseline_OKS" not in task.compute_metrics("val")
 
 
+def test_mixed_precision_does_not_round_places():
+    task = PoseTask(**TINY)
+    batch = collate([item("a", seed=1, training=False)])
+    maps = heatmaps_of([item("a", seed=1)])
+    exact = task.finish_batch(maps, batch)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = task.finish_batch(maps, batch)[0]
+    torch.testing.assert_close(mixed, exact, rtol=0, atol=1e-4)
+
+
 def test_pck_is_of_the_sides_of_the_crop():
     task = PoseTask(**TINY)
     batch = collate([item("a", seed=1, training=False)])
