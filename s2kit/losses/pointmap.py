@@ -77,7 +77,9 @@ def surface_normals(points: Tensor) -> tuple[Tensor, Tensor]:
     """Unit normals (B, 3, H, W) of points by forward differences, and where (B, 1, H, W) they are defined.
 
     The frame is that of the points, and the normals point away from the camera. The last column and row take the
-    difference to their other neighbour, mirrored at the border, as in the release.
+    difference to their other neighbour, mirrored at the border, as in the release. So is what is defined: a pixel whose
+    two neighbours are both outside the mask, where points are 0, has no normal in exact arithmetic, but may get one of
+    rounding where the processor fuses multiplication and addition; the published number is that.
     """
     padded = F.pad(points, (0, 1, 0, 1), mode="reflect")
     right = (padded[:, :, :-1, 1:] - points) * NORMAL_GAIN

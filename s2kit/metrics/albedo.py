@@ -47,8 +47,10 @@ def _blur(maps: Tensor) -> Tensor:
     kernel = (-x.square() / (2 * SIGMA**2)).exp()
     kernel = (kernel / kernel.sum()).expand(maps.shape[1], 1, WINDOW)
     half = WINDOW // 2
-    maps = F.conv2d(maps, kernel[..., None], padding=(half, 0), groups=maps.shape[1])
-    return F.conv2d(maps, kernel[..., None, :], padding=(0, half), groups=maps.shape[1])
+    # Variances are small differences of these: mixed precision must not touch them.
+    with torch.autocast(maps.device.type, enabled=False):
+        maps = F.conv2d(maps, kernel[..., None], padding=(half, 0), groups=maps.shape[1])
+        return F.conv2d(maps, kernel[..., None, :], padding=(0, half), groups=maps.shape[1])
 
 
 def masked_ssim(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:

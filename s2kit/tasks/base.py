@@ -1,7 +1,7 @@
 """What every task shares: building from plain config, optimisation, evaluation at the source's size, prediction."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -139,6 +139,10 @@ class Task(LightningModule):
         """Return what the output of mirrored pictures says about the pictures themselves."""
         raise NotImplementedError
 
+    def average(self, outputs: Sequence[Any]) -> Any:
+        """Return the mean of several outputs for the same pictures."""
+        return sum(outputs) / len(outputs)
+
     def finish(self, output: Any, index: int, batch: dict[str, Any]) -> Any:
         """Return sample ``index`` of an output at its source's size, in the task's units."""
         raise NotImplementedError
@@ -232,7 +236,7 @@ class Task(LightningModule):
         image = self.normalise(batch["image"])
         output = self(image)
         if self.hparams.flip_test:
-            output = (output + self.unflip(self(image.flip(-1)))) / 2
+            output = self.average([output, self.unflip(self(image.flip(-1)))])
         return self.finish_batch(output, batch)
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> list[Any]:
@@ -331,11 +335,10 @@ class Task(LightningModule):
         """
         from data_modules.collate import collate
         from data_modules.images import read_image
-        from data_modules.transforms import EvalTransform
 
         if isinstance(images, str | Path) or getattr(images, "ndim", None) == 3:
             images = [images]
-        transform = EvalTransform(self.image_size)
+        transform = self.picture_transform()
         self.eval()
         results: list[Any] = []
         for start in range(0, len(images), batch_size):
@@ -345,6 +348,16 @@ class Task(LightningModule):
             results += [self.to_numpy(prediction) for prediction in self._predict_batch(batch)]
         return results
 
+    def picture_transform(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        """Return what fits a picture of any size into the network's input: ``transform(sample) -> item``."""
+        from data_modules.transforms import EvalTransform
+
+        return EvalTransform(self.image_size)
+
     def to_numpy(self, prediction: Any) -> Any:
         """Return a finished prediction as numpy; maps become ``(H, W, C)``."""
         return prediction.permute(1, 2, 0).float().cpu().numpy()
+
+    def write(self, stem: Path, prediction: Any, picture: np.ndarray) -> None:
+        """Write a prediction (as ``to_numpy`` gives it) of a picture to files whose names start with ``stem``."""
+        np.save(f"{stem}.npy", prediction)

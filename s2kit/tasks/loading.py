@@ -5,12 +5,18 @@ from typing import Any
 
 from s2kit.models.checkpoints import Checkpoint, WeightsError, fit_checkpoint, read_checkpoint, task_of
 from s2kit.models.checkpoints.describe import describe_config
+from s2kit.tasks.albedo import AlbedoTask
 from s2kit.tasks.base import Task
+from s2kit.tasks.matting import MattingTask
 from s2kit.tasks.normals import NormalsTask
+from s2kit.tasks.pointmap import PointmapTask
 from s2kit.tasks.pose import PoseTask
+from s2kit.tasks.segmentation import SegmentationTask
 
 #: Tasks by name.
-TASKS: dict[str, type[Task]] = {task.name: task for task in (NormalsTask, PoseTask)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (PoseTask, SegmentationTask, NormalsTask, PointmapTask, AlbedoTask, MattingTask)
+}
 
 
 def load_task(name: str | None, path: str | Path, **overrides: Any) -> Task:

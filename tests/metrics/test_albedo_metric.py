@@ -78,6 +78,12 @@ def test_the_baseline_is_the_mean_colour(maps):
     torch.testing.assert_close(metric.mean_colour(), colour)
 
 
+def test_mixed_precision_does_not_reach_the_metric(maps):
+    expected = score(*maps)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert score(*maps) == expected
+
+
 def test_only_valid_pixels_count_and_all_are_pooled(maps):
     prediction, target, valid = maps
     whole = score(prediction, target, valid)

@@ -186,6 +186,12 @@ def test_the_baseline_takes_any_size_and_counts_valid_cells_only(scene):
     assert 0 < values["metric_l2"] < 0.05
 
 
+def test_mixed_precision_does_not_reach_the_metric(maps):
+    expected = score(*maps)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert score(*maps) == expected
+
+
 def test_sizes_must_agree(maps):
     prediction, target, valid = maps
     with pytest.raises(ValueError, match=r"prediction \(2, 3, 24, 17\) and target \(2, 3, 24, 18\)"):
