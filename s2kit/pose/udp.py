@@ -93,13 +93,16 @@ def _blur(maps: Tensor, kernel_size: int) -> Tensor:
     return blurred * (maps.amax(dim=(1, 2)) / blurred.amax(dim=(1, 2)))[:, None, None]
 
 
-def _sub_cell_steps(logs: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Newton's step (N, 2) towards the maximum of logarithms (N, h, w) from the cells (x, y), edges repeated."""
-    height, width = logs.shape[1:]
-    row = torch.arange(len(logs), device=logs.device)
+def _sub_cell_steps(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Newton's step (N, 2) towards the maximum of the logarithm of maps (N, h, w) from the cells (x, y).
+
+    Values are clipped, and beyond the edges they are those of the edges.
+    """
+    height, width = maps.shape[1:]
+    row = torch.arange(len(maps), device=maps.device)
 
     def at(dx: int, dy: int) -> Tensor:
-        return logs[row, (y + dy).clamp(0, height - 1), (x + dx).clamp(0, width - 1)]
+        return maps[row, (y + dy).clamp(0, height - 1), (x + dx).clamp(0, width - 1)].clamp(*CLIP).log()
 
     centre, left, right, up, down = at(0, 0), at(-1, 0), at(1, 0), at(0, -1), at(0, 1)
     dx, dy = (right - left) / 2, (down - up) / 2
@@ -140,8 +143,7 @@ def decode_heatmaps(
     with torch.autocast(maps.device.type, enabled=False):
         for start in range(0, len(maps), chunk):
             part = slice(start, start + chunk)
-            logs = _blur(maps[part], blur_kernel).clamp(*CLIP).log()
-            steps.append(_sub_cell_steps(logs, x[part], y[part]))
+            steps.append(_sub_cell_steps(_blur(maps[part], blur_kernel), x[part], y[part]))
     step = torch.cat(steps) if steps else maps.new_zeros(0, 2)
     cells = torch.stack([x, y], dim=-1) + torch.where(scores[:, None] > 0, step, 0.0)
     cells = torch.where(scores.isfinite()[:, None], cells, math.nan)
