@@ -40,6 +40,12 @@ def sobel_normals(points: np.ndarray) -> np.ndarray:
         return normals / (np.linalg.norm(normals, axis=-1, keepdims=True) + NORMAL_EPS)
 
 
+def inside_of(valid: np.ndarray) -> np.ndarray:
+    """bool (H, W), where all of the window of `sobel_normals` is `valid` and in the picture."""
+    window = np.ones((SOBEL_SIZE, SOBEL_SIZE), np.uint8)
+    return cv2.erode(valid.view(np.uint8), window, borderType=cv2.BORDER_CONSTANT, borderValue=0).view(bool)
+
+
 def check_points(prediction: Tensor, scale: Tensor, target: Tensor, target_scale: Tensor, valid: Tensor) -> None:
     """Raises ValueError unless the maps are (B, 3, H, W), valid (B, 1, H, W), of one size, and the scales (B,)."""
     if target.ndim != 4 or prediction.shape != target.shape or valid.shape != (len(target), 1, *target.shape[2:]):
@@ -102,15 +108,20 @@ class PointmapMetric(PooledMetric):
             ValueError: shapes that do not fit.
         """
         check_points(prediction, scale, target, target_scale, valid)
-        relative = scale.double() / target_scale.double() - 1
-        self.add(images=torch.ones_like(relative), scale_error=relative.abs())
+        self.add_scales(scale, target_scale)
         for points, truth, inside, s, true_s in zip(prediction, target, valid[:, 0].bool(), scale, target_scale):
             p, t = (m.permute(1, 2, 0)[inside].double() for m in (points, truth))
-            self._add_canonical(p * s.double() - t * true_s.double())
-            self._add_metric(p, t)
-            self._add_normals(points * s, truth * true_s, inside)
+            self.add_canonical(p * s.double() - t * true_s.double())
+            self.add_metric(p, t)
+            self.add_normals(points * s, truth * true_s, inside)
 
-    def _add_canonical(self, error: Tensor) -> None:
+    def add_scales(self, scale: Tensor, target: Tensor) -> None:
+        """Adds scales (n,)."""
+        relative = scale.double() / target.double() - 1
+        self.add(images=torch.ones_like(relative), scale_error=relative.abs())
+
+    def add_canonical(self, error: Tensor) -> None:
+        """Adds differences (n, 3) of canonical points."""
         distance = error.norm(dim=-1)
         self.add(
             pixels=torch.ones_like(distance),
@@ -120,8 +131,8 @@ class PointmapMetric(PooledMetric):
             within=torch.stack([distance < limit for limit in DISTANCES]),
         )
 
-    def _add_metric(self, points: Tensor, target: Tensor) -> None:
-        """Errors in metres as they are; after alignment by a factor, and by a factor and a shift; of depth likewise."""
+    def add_metric(self, points: Tensor, target: Tensor) -> None:
+        """Adds metric points (n, 3) of one picture: as they are, and after alignment; and their depth likewise."""
         distance = (points - target).norm(dim=-1)
         aligned = [align(points, target, shift) for shift in (False, True)]
         depths = [m[:, 2] for m in (points, aligned[0])]
@@ -134,12 +145,12 @@ class PointmapMetric(PooledMetric):
             delta=torch.stack([right for _, right in errors]),
         )
 
-    def _add_normals(self, points: Tensor, target: Tensor, inside: Tensor) -> None:
+    def add_normals(self, points: Tensor, target: Tensor, inside: Tensor) -> None:
+        """Adds the normals that follow from two maps (3, H, W), where `inside` (H, W)."""
         mask = inside.cpu().numpy()
         if self.interior_normals:
             points, target = torch.where(inside, points, 0.0), torch.where(inside, target, 0.0)
-            window = np.ones((SOBEL_SIZE, SOBEL_SIZE), np.uint8)
-            mask = cv2.erode(mask.view(np.uint8), window, borderType=cv2.BORDER_CONSTANT, borderValue=0).view(bool)
+            mask = inside_of(mask)
         normals = [sobel_normals(m.permute(1, 2, 0).float().cpu().numpy())[mask] for m in (points, target)]
         cosine = (normals[0].astype(np.float64) * normals[1]).sum(axis=-1)
         angle = torch.from_numpy(np.degrees(np.arccos(cosine.clip(-1, 1)))).to(self.nonfinite.device)
@@ -177,11 +188,23 @@ class PointmapMetric(PooledMetric):
         return self.results(results, pixels)
 
 
+class _SampleScores(PointmapMetric):
+    """The same sums over points that are selected already, of one picture at a time, on every rank by itself."""
+
+    def __init__(self) -> None:
+        super().__init__(sync_on_compute=False)
+
+    def update(self, canonical_error: Tensor, points: Tensor, target: Tensor) -> None:
+        self.add_canonical(canonical_error)
+        self.add_metric(points, target)
+
+
 class MeanPointmapBaseline(Metric):
     """The mean of all targets' pointmaps: what a model that ignores the picture can reach.
 
     Each target is sampled at the centres of 24 x 18 cells of its picture. Their mean per cell, over the pictures where
-    the cell is valid, is scored on the same samples; once of canonical points, once of metric ones.
+    the cell is valid, is scored on the same samples; once of canonical points, once of metric ones. Its scale is the
+    mean of the scales.
     """
 
     is_differentiable = False
@@ -205,17 +228,19 @@ class MeanPointmapBaseline(Metric):
         self.samples.append(torch.cat([packed, target_scale[:, None].float()], dim=1).flatten())
 
     def compute(self) -> dict[str, Tensor]:
-        """l2, rmse (canonical), metric_l2 and metric_rmse (metres); NaN if there was no valid sample."""
+        """As `PointmapMetric`, without normals; all NaN if there was no valid sample."""
         cells = GRID[0] * GRID[1]
         # After a reduction over ranks it is one tensor.
         parts = [self.samples] if isinstance(self.samples, Tensor) else self.samples
         samples = torch.cat(parts) if parts else torch.zeros(0, device=self.device)
         samples = samples.view(-1, 4 * cells + 1).double()
-        points, valid = samples[:, : 3 * cells].view(-1, 3, cells), samples[:, None, 3 * cells : -1]
-        results = {}
-        for prefix, truth in (("", points * samples[:, -1:, None]), ("metric_", points)):
-            mean = truth.sum(dim=0) / valid.sum(dim=0).clamp(min=1)
-            square = ((truth - mean) * valid).square().sum(dim=1)
-            results[f"{prefix}l2"] = (square.sqrt().sum() / valid.sum()).float()
-            results[f"{prefix}rmse"] = (square.sum() / valid.sum()).sqrt().float()
-        return results
+        scales, valid = samples[:, -1], samples[:, 3 * cells : -1].bool()
+        metric = samples[:, : 3 * cells].view(-1, 3, cells).transpose(1, 2)
+        canonical = metric * scales.view(-1, 1, 1)
+        count = valid.sum(dim=0)[:, None].clamp(min=1)
+        scored = _SampleScores().to(samples.device)
+        for truth, canonical_truth, inside in zip(metric, canonical, valid):
+            error = canonical.sum(dim=0) / count - canonical_truth
+            scored.update(error[inside], (metric.sum(dim=0) / count)[inside], truth[inside])
+        scored.add_scales(scales.mean().expand_as(scales), scales)
+        return {name: value for name, value in scored.compute().items() if not name.startswith("normal_")}

@@ -12,7 +12,7 @@ from s2kit.inference.drawing import draw_heat, draw_normals
 from s2kit.inference.geometry import unletterbox
 from s2kit.inference.points import Pointmap, normals_of
 from s2kit.losses.pointmap import PointmapLoss
-from s2kit.metrics.pointmap import ANGLES, DISTANCES, MeanPointmapBaseline, PointmapMetric
+from s2kit.metrics.pointmap import ANGLES, DISTANCES, MeanPointmapBaseline, PointmapMetric, inside_of
 from s2kit.models.heads import PointmapOutput, create_head
 from s2kit.tasks.base import Task, overrides_for
 
@@ -172,12 +172,12 @@ class PointmapTask(Task):
         limits = dense_drawing.depth_range(truth[..., 2], valid)
         error = np.linalg.norm(predicted - truth, axis=-1)
         mean = f"error, mean {error[valid].mean():.3f} m" if valid.any() else "error"
-        masked = [np.where(valid[..., None], points, 0) for points in (truth, predicted)]
+        inner = inside_of(valid)
         return {
             "input": self.source_picture(index, batch),
             f"true depth, {limits[0]:.2f} to {limits[1]:.2f} m": dense_drawing.draw_depth(truth[..., 2], limits, valid),
             "depth": dense_drawing.draw_depth(predicted[..., 2], limits, valid),
             mean: draw_heat(error, MAX_ERROR, valid),
-            "normals of truth": draw_normals(normals_of(masked[0]), valid),
-            "normals of prediction": draw_normals(normals_of(masked[1]), valid),
+            "normals of truth": draw_normals(normals_of(truth), inner),
+            "normals of prediction": draw_normals(normals_of(predicted), inner),
         }

@@ -164,13 +164,15 @@ def test_the_baseline_is_the_mean_pointmap(wave):
         baseline.update(target[i : i + 1], scales[i : i + 1], everywhere[i : i + 1])
     results = {name: value.item() for name, value in baseline.compute().items()}
     mean = target.mean(dim=0, keepdim=True).expand_as(target)
-    expected = score(mean, target, everywhere)
-    assert results["metric_l2"] == pytest.approx(expected["metric_l2"], rel=1e-5)
-    assert results["metric_rmse"] == pytest.approx(expected["metric_rmse"], rel=1e-5)
     canonical = target * scales.view(3, 1, 1, 1)
-    expected = score(canonical.mean(dim=0, keepdim=True).expand_as(target), canonical, everywhere)
-    assert results["l2"] == pytest.approx(expected["l2"], rel=1e-5)
-    assert results["rmse"] == pytest.approx(expected["rmse"], rel=1e-5)
+    mean_canonical = canonical.mean(dim=0, keepdim=True).expand_as(target)
+    expected = score(mean_canonical, canonical, everywhere)
+    metric = score(mean, target, everywhere, scales.mean().expand(3), scales)
+    of_metric = {"metric_l2", "metric_rmse", "scale_error", "abs_rel", "delta_1.25"}
+    for name in results:
+        own = name in of_metric or name.startswith(("scale_", "affine_"))
+        assert results[name] == pytest.approx((metric if own else expected)[name], rel=1e-5), name
+    assert set(metric) - set(results) == {name for name in metric if name.startswith("normal_")}
 
 
 def test_the_baseline_takes_any_size_and_counts_valid_cells_only(scene):
