@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from s2kit.losses import MattingLoss
-from s2kit.losses.matting import laplacian_loss, laplacian_pyramid, sobel_loss, sobel_magnitude
+from s2kit.losses.matting import double, halve, laplacian_loss, laplacian_pyramid, sobel_loss, sobel_magnitude
 
 
 @pytest.fixture
@@ -58,17 +58,28 @@ def test_the_sobel_gradient_of_a_ramp():
     assert sobel_magnitude(ramp)[0, 0, :, 1:-1].numpy() == pytest.approx(8 * 0.1, rel=1e-5)
 
 
+@pytest.mark.parametrize("size", [(12, 9), (9, 12), (3, 4), (64, 48)])
+def test_halving_and_doubling_against_a_convolution(size):
+    row = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    kernel = torch.outer(row, row).expand(2, 1, 5, 5)
+    image = torch.rand(1, 2, *size, generator=torch.Generator().manual_seed(0))
+    small = F.conv2d(F.pad(image, [2] * 4, mode="reflect"), kernel, groups=2)[:, :, ::2, ::2]
+    torch.testing.assert_close(halve(image), small)
+    spread = torch.zeros(1, 2, *size)
+    spread[:, :, ::2, ::2] = small
+    large = F.conv2d(F.pad(4 * spread, [2] * 4, mode="reflect"), kernel, groups=2)
+    torch.testing.assert_close(double(small, size), large)
+
+
 def test_the_pyramid_restores_the_image():
     """Each level is what is lost, so enlarging and adding from the coarsest on gives the image back."""
-    from s2kit.losses.matting import _enlarge
-
     image = torch.rand(1, 2, 37, 20, generator=torch.Generator().manual_seed(0))
     pyramid = laplacian_pyramid(image)
     assert [tuple(level.shape[2:]) for level in pyramid] == [(37, 20), (19, 10), (10, 5), (5, 3), (3, 2)]
     restored = pyramid.pop()
     while pyramid:
         level = pyramid.pop()
-        restored = level + _enlarge(restored, tuple(level.shape[2:]))
+        restored = level + double(restored, tuple(level.shape[2:]))
     torch.testing.assert_close(restored, image)
     # A constant has nothing to lose.
     assert all(level.abs().max() < 1e-6 for level in laplacian_pyramid(torch.ones(1, 1, 32, 32))[:-1])

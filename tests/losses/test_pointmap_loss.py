@@ -168,6 +168,12 @@ def test_negative_depths_have_a_defined_loss(points, target, valid):
     behind.requires_grad_()
     losses = evaluate(PointmapLoss(), behind, target, valid)
     assert all(value.isfinite() for value in losses.values())
+    # In SiLog a depth of at most 0 counts as 1e-4.
+    expected = []
+    for depth, inside in zip(target[:, 2], valid[:, 0]):
+        d = depth[inside].double().log() - math.log(1e-4)
+        expected.append((d.square().mean() - 0.5 * d.mean() ** 2).sqrt().item())
+    assert losses["silog"].item() == pytest.approx(sum(expected) / 2, rel=1e-5)
     losses["loss"].backward()
     # Together they are pulled to the front, though the logarithm has no gradient there.
     assert behind.grad[:, 2].sum() < 0
