@@ -63,9 +63,12 @@ class SyntheticSets:
 
     def folder(self, split: str) -> Path:
         """Return the cache folder of ``split``; its name says what determines its content."""
+        from data_modules.synth.generator import GENERATOR_VERSION
+
         cache = self.cache or os.environ.get("S2KIT_CACHE") or Path.home() / ".cache" / "s2kit"
         height, width = self.image_size
         name = f"{split}-{getattr(self, split)}-{height}x{width}-spp{self.samples_per_pixel}-seed{self.seed}"
+        name += f"-v{GENERATOR_VERSION}"
         return Path(cache).expanduser() / "synth" / name
 
     def prepare(self, split: str) -> None:

@@ -138,7 +138,9 @@ def test_a_backbones_file_fills_the_backbone_and_leaves_the_head(tmp_path):
 
 
 def test_load_task_refuses_what_it_cannot_load(tmp_path):
-    with pytest.raises(ValueError, match="no task 'normal'; choose from: normals"):
+    with pytest.raises(
+        ValueError, match="no task 'normal'; choose from: pose, segmentation, normals, pointmap, albedo, matting"
+    ):
         load_task("normal", "x.safetensors")
     with pytest.raises(FileNotFoundError, match=r"gone\.safetensors"):
         load_task("normals", tmp_path / "gone.safetensors", arch="sapiens2_nano", image_size=(32, 32))

@@ -94,7 +94,7 @@ def sample_person(rng: np.random.Generator) -> Person:
         "race": {name: round(value, 4) for name, value in race.items()},
         "pose": pose.info | {"arm_in_body": round(sunk, 4)},
     } | described
-    return Person(meshes, person_keypoints(body) - shift, keypoint_radius().copy(), info)
+    return Person(meshes, person_keypoints(body, info["pupil"]) - shift, keypoint_radius().copy(), info)
 
 
 def _dress(rng: np.random.Generator, body: PosedBody, gender: float) -> tuple[list[Mesh], dict[str, object]]:
@@ -156,16 +156,14 @@ def _look(rng: np.random.Generator, gender: float, hair: str) -> tuple[_Look, di
     lipstick = float(rng.uniform(0.3, 0.9)) if gender > 0.6 and rng.random() < 0.35 else 0.0
     scalp = {"bald": 0.0, "stubble": float(rng.uniform(0.2, 0.6))}.get(hair, 0.8)
     iris = str(rng.choice(list(IRIS_COLORS), p=iris_shares(tone)))
-    look = _Look(
-        head=paint_head(rng, tone, shade, beard, scalp, lipstick),
-        body=paint_body(rng, tone),
-        eye=paint_eye(IRIS_COLORS[iris], float(rng.uniform(0.14, 0.26))),
-        hair=hair_material(rng, shade),
-    )
+    head, body = paint_head(rng, tone, shade, beard, scalp, lipstick), paint_body(rng, tone)
+    pupil = float(rng.uniform(0.12, 0.24))
+    look = _Look(head=head, body=body, eye=paint_eye(IRIS_COLORS[iris], pupil), hair=hair_material(rng, shade))
     return look, {
         "skin_tone": {"scale": "monk", "position": round(1 + tone, 2)},
         "hair_color": color,
         "eyes": iris,
+        "pupil": pupil,
         "beard": round(beard, 2),
         "lipstick": round(lipstick, 2),
     }

@@ -20,7 +20,7 @@ from data_modules.synth.staging import read_staged, staged_path
 from data_modules.synth.variants import check_variant, choose_variant, require_packages
 from data_modules.synth.worker import Settings, sample_key
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 SAMPLES_PER_SHARD = 64
 IMAGE_SIDE_RANGE = (32, 8192)
 STAGING_NAME = ".staging"

@@ -1,7 +1,7 @@
-"""The 308-schema keypoints of a posed Anny body (spec 4.2.5): body, feet, hands, extras.
+"""The 308-schema keypoints of a posed Anny body (spec 4.2.5).
 
 Ids 0-4 come from Anny's landmark weights on the skin, joints from its landmark weights and bone heads, finger tips
-from the skin's outermost vertex; the dense face points 70-307 stay unlabelled.
+from the skin's outermost vertex, the dense face points 70-307 from `face_points`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import functools
 import numpy as np
 
 from data_modules.synth.anny_data import LANDMARKS
+from data_modules.synth.face_points import face_keypoints
 from data_modules.synth.posed import PosedBody, find_anchors
 from data_modules.synth.regions import load_regions
 from data_modules.synth.rig import load_rig
@@ -25,8 +26,9 @@ OLECRANON = {side: _IDS[f"{word}_olecranon"] for side, word in _WORDS.items()}
 CUBITAL_FOSSA = {side: _IDS[f"{word}_cubital_fossa"] for side, word in _WORDS.items()}
 ACROMION = {side: _IDS[f"{word}_acromion"] for side, word in _WORDS.items()}
 NECK = _IDS["neck"]
+FIRST_FACE_ID, FIRST_EYE_ID = _IDS["center_of_glabella"], _IDS["l_center_of_iris"]
 
-# Metres from a point to the skin that shows it; joints lie inside the limb.
+# Metres from a point to the surface that shows it, cloth included; joints lie inside the limb.
 _RADIUS = {
     "nose": 0.005,
     "eye": 0.012,
@@ -40,11 +42,14 @@ _RADIUS = {
     "heel": 0.02,
     "wrist": 0.03,
 }
+_CLOTH = 0.004
+# Points of the face lie on the skin, but for what the finer mesh of large pictures bulges; lids are as thin as that.
+_FACE_RADIUS, _EYE_RADIUS = 0.001, 0.0
 
 
 @functools.lru_cache(maxsize=1)
 def keypoint_radius() -> np.ndarray:
-    """(308,) float32 metres: how deep each point lies under the skin; 0 where unlabelled."""
+    """(308,) float32 metres: how deep each point lies under what shows it, skin or cloth."""
     radius = np.zeros(NUM_KEYPOINTS, np.float32)
     for name, index in BODY_IDS.items():
         radius[index] = _RADIUS[name.split("_")[-1]]
@@ -54,6 +59,9 @@ def keypoint_radius() -> np.ndarray:
     radius[list(OLECRANON.values()) + list(CUBITAL_FOSSA.values())] = 0.012
     radius[list(ACROMION.values())] = 0.025
     radius[NECK] = 0.075
+    radius[radius > 0] += _CLOTH
+    radius[FIRST_FACE_ID:FIRST_EYE_ID] = _FACE_RADIUS
+    radius[FIRST_EYE_ID:] = _EYE_RADIUS
     return radius
 
 
@@ -80,8 +88,12 @@ def _special_vertices() -> dict[str, np.ndarray]:
     return found
 
 
-def person_keypoints(body: PosedBody) -> np.ndarray:
-    """(308, 3) float32 points in the body's frame, NaN where unlabelled."""
+def person_keypoints(body: PosedBody, pupil: float) -> np.ndarray:
+    """(308, 3) float32 points in the body's frame.
+
+    Args:
+        pupil: radius of the pupils in radii of the eyeball.
+    """
     rig, posed, joints = load_rig(), body.points, body.joints
     result = np.full((NUM_KEYPOINTS, 3), np.nan, np.float32)
     landmarks = rig.data.landmarks @ posed
@@ -98,6 +110,8 @@ def person_keypoints(body: PosedBody) -> np.ndarray:
         result[CUBITAL_FOSSA[side]] = special[f"cubital_fossa.{side}"]
         result[ACROMION[side]] = _acromion(body, side)
     result[NECK] = joints[rig.bone["neck01"]]
+    face_ids, face = face_keypoints(posed, pupil)
+    result[face_ids] = face
     return result
 
 

@@ -17,8 +17,8 @@ from data_modules.synth.render import encode_srgb
 from data_modules.synth.types import Person
 
 UNLABELLED, OCCLUDED, VISIBLE = 0, 1, 2
-# A keypoint lies this much deeper than its radius and still counts as seen, for rounding and cloth.
-_DEPTH_SLACK_M = 0.005
+# A keypoint lies this much deeper than its radius and still counts as seen, for rounding.
+_DEPTH_SLACK_M = 0.001
 
 
 @dataclass(frozen=True)

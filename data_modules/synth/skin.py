@@ -21,6 +21,8 @@ from data_modules.synth.types import Material, Mesh
 
 SIZE = 256
 LOW, HIGH = 0.69, 1.03
+#: Radius of the iris in radii of the eyeball, and the width of the soft edges of iris and pupil.
+IRIS_RADIUS, _EYE_RIM = 0.45, 0.04
 
 IRIS_COLORS = {
     "brown": (0.07, 0.03, 0.012),
@@ -83,6 +85,16 @@ def _paint_map() -> tuple[np.ndarray, np.ndarray]:
     return values[..., :3], values[..., 3]
 
 
+def brow_arch(x: np.ndarray | float) -> np.ndarray:
+    """Height of a brow's middle line on the template, by the distance from the midline."""
+    return 0.9245 + 0.006 * np.sin(np.clip((x - 0.012) / 0.042, 0, 1) * np.pi * 0.75)
+
+
+def brow_width(x: np.ndarray | float) -> np.ndarray:
+    """Standard deviation across a brow, metres on the template."""
+    return 0.0042 * np.clip(1.25 - (x - 0.012) / 0.05, 0.35, 1)
+
+
 @functools.lru_cache(maxsize=1)
 def _face_masks() -> dict[str, np.ndarray]:
     """(S, S) weights 0..1 of lips, brows, cheeks, nose, beard, scalp and the hollows of the eyes."""
@@ -93,9 +105,7 @@ def _face_masks() -> dict[str, np.ndarray]:
     def blob(cx, cy, sx, sy):
         return np.exp(-0.5 * (((x - cx) / sx) ** 2 + ((y - cy) / sy) ** 2)) * front
 
-    arch = 0.9245 + 0.006 * np.sin(np.clip((x - 0.012) / 0.042, 0, 1) * np.pi * 0.75)
-    brow_width = 0.0042 * np.clip(1.25 - (x - 0.012) / 0.05, 0.35, 1)
-    brow = np.exp(-0.5 * ((y - arch) / brow_width) ** 2) * np.clip((x - 0.008) / 0.006, 0, 1)
+    brow = np.exp(-0.5 * ((y - brow_arch(x)) / brow_width(x)) ** 2) * np.clip((x - 0.008) / 0.006, 0, 1)
     brow *= np.clip((0.056 - x) / 0.008, 0, 1) * front
     jaw = np.clip((0.865 - y - 0.35 * np.maximum(0.03 - x, 0)) / 0.012, 0, 1) * np.clip((y - 0.765) / 0.02, 0, 1)
     moustache = (
@@ -146,7 +156,11 @@ def paint_body(rng: np.random.Generator, tone: float, size: int = 128) -> np.nda
 
 
 def paint_eye(color: tuple[float, float, float], pupil: float, size: int = 64) -> np.ndarray:
-    """(size, size, 3) linear reflectance of an eyeball seen from the front: sclera, iris with its rim, pupil."""
+    """(size, size, 3) linear reflectance of an eyeball seen from the front: sclera, iris with its rim, pupil.
+
+    Args:
+        color: linear colour of the iris; pupil: radius of the pupil in radii of the eyeball.
+    """
     axis = (np.arange(size) + 0.5) / size * 2 - 1
     radius = np.hypot(axis[:, None], axis[None])
     angle = np.arctan2(axis[:, None], axis[None])
@@ -154,8 +168,8 @@ def paint_eye(color: tuple[float, float, float], pupil: float, size: int = 64) -
     texture[:] = np.array([0.72, 0.68, 0.65]) * np.clip(1.15 - 0.35 * radius, 0, 1)[..., None]
     rays = 1 + 0.25 * np.sin(angle * 23) + 0.2 * np.sin(angle * 41 + 1)
     iris = np.array(color) * rays[..., None] * np.where(radius > 0.4, 0.45, 1.0)[..., None]
-    texture = linear_mix(texture, iris, np.clip((0.47 - radius) / 0.04, 0, 1))
-    texture = linear_mix(texture, np.full(3, 0.004), np.clip((pupil - radius) / 0.04, 0, 1))
+    texture = linear_mix(texture, iris, np.clip((IRIS_RADIUS - radius) / _EYE_RIM + 0.5, 0, 1))
+    texture = linear_mix(texture, np.full(3, 0.004), np.clip((pupil - radius) / _EYE_RIM + 0.5, 0, 1))
     return np.clip(texture, 0, 1).astype(np.float32)
 
 
@@ -180,6 +194,14 @@ def skin_meshes(
     ]
 
 
+def eyeball(sign: int) -> tuple[np.ndarray, float]:
+    """Centre (3,) and radius of the template's eyeball on the person's left (+1) or right (-1)."""
+    regions = load_regions()
+    points = regions.points[regions.eye & (regions.side == sign)]
+    low, high = points.min(axis=0), points.max(axis=0)
+    return (low + high) / 2, float((high - low).max() / 2)
+
+
 @functools.lru_cache(maxsize=1)
 def _eye_uv() -> np.ndarray:
     """(T, 2) float32: each eyeball seen from the front fills the texture."""
@@ -187,8 +209,6 @@ def _eye_uv() -> np.ndarray:
     uv = np.zeros((len(regions.points), 2))
     for sign in (1, -1):
         ball = regions.eye & (regions.side == sign)
-        points = regions.points[ball]
-        low, high = points.min(axis=0), points.max(axis=0)
-        centre, radius = (low + high) / 2, (high - low).max() / 2
-        uv[ball] = 0.5 + (points - centre)[:, :2] / (2 * radius) * [sign, 1]
+        centre, radius = eyeball(sign)
+        uv[ball] = 0.5 + (regions.points[ball] - centre)[:, :2] / (2 * radius) * [sign, 1]
     return np.clip(uv, 0, 1).astype(np.float32)[regions.vertex_of]

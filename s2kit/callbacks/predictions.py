@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning import Callback, LightningModule, Trainer
 
 from s2kit.inference.drawing import write_image
 
 
 class PredictionWriter(Callback):
-    """Writes each prediction as ``<stem>.npy`` at its picture's own size, and ``<stem>.png`` to look at.
+    """Writes each prediction at its picture's own size (``<stem>.npy`` for most tasks), and ``<stem>.png`` to look at.
 
     Args:
         folder: Where to; by default ``predictions`` in the run folder.
@@ -35,8 +34,9 @@ class PredictionWriter(Callback):
         self.failed += batch["error"]
         for index, prediction in enumerate(outputs):
             key = batch["key"][index]
-            array = pl_module.to_numpy(prediction)
-            np.save(self.path / f"{key}.npy", array)
+            result = pl_module.to_numpy(prediction)
+            picture = pl_module.source_picture(index, batch)
+            pl_module.write(self.path / key, result, picture)
             if self.visualise:
-                write_image(self.path / f"{key}.png", pl_module.draw(array))
+                write_image(self.path / f"{key}.png", pl_module.draw(result, picture))
             self.written += 1

@@ -62,14 +62,15 @@ def grid(rows: Sequence[dict[str, np.ndarray]], height: int) -> np.ndarray:
 
 
 def write_image(path: str | Path, picture: np.ndarray) -> None:
-    """Write RGB ``picture`` to ``path`` (the format follows from the suffix), making its folder.
+    """Write an RGB or RGBA ``picture`` to ``path`` (the format follows from the suffix), making its folder.
 
     Raises:
         OSError: If it cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    done, data = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    order = cv2.COLOR_RGBA2BGRA if picture.shape[-1] == 4 else cv2.COLOR_RGB2BGR
+    done, data = cv2.imencode(path.suffix, cv2.cvtColor(picture, order))
     if not done:
         raise OSError(f"{path}: cannot encode a picture as {path.suffix}")
     path.write_bytes(data.tobytes())

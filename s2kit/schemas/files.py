@@ -12,7 +12,7 @@ import yaml
 
 #: What manifests and configs call the packaged schemas -> what follows the prefix in the file's name.
 PACKAGED = {
-    "keypoints": {"sapiens2-308": "308", "coco-wholebody-133": "133", "coco-17": "17"},
+    "keypoints": {"sapiens2-308": "308", "coco-wholebody-133": "133", "coco-17": "17", "openpose-25": "openpose_25"},
     "parts": {"sapiens2-29": "29", "sapiens1-28": "28", "lip-20": "lip_20", "cihp-20": "cihp_20"},
     "labels": {
         name: name

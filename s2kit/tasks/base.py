@@ -1,6 +1,6 @@
 """What every task shares: building from plain config, optimisation, evaluation at the source's size, prediction."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -141,9 +141,17 @@ class Task(LightningModule):
         """Return what the output of mirrored pictures says about the pictures themselves."""
         raise NotImplementedError
 
+    def average(self, outputs: Sequence[Any]) -> Any:
+        """Return the mean of several outputs for the same pictures."""
+        return sum(outputs) / len(outputs)
+
     def finish(self, output: Any, index: int, batch: dict[str, Any]) -> Any:
         """Return sample ``index`` of an output at its source's size, in the task's units."""
         raise NotImplementedError
+
+    def finish_batch(self, output: Any, batch: dict[str, Any]) -> list[Any]:
+        """Return every sample of an output finished."""
+        return [self.finish(output, index, batch) for index in range(len(batch["key"]))]
 
     def update_metrics(self, stage: str, predictions: Sequence[Any], batch: dict[str, Any]) -> None:
         """Add a batch of finished predictions to the metrics of ``stage``."""
@@ -153,8 +161,8 @@ class Task(LightningModule):
         """Return the metrics of ``stage`` over all ranks and reset them; ``baseline_*`` is the trivial answer's."""
         raise NotImplementedError
 
-    def draw(self, prediction: np.ndarray) -> np.ndarray:
-        """Draw a prediction (as ``to_numpy`` gives it) as uint8 (H, W, 3) RGB."""
+    def draw(self, prediction: np.ndarray, picture: np.ndarray) -> np.ndarray:
+        """Draw a prediction (as ``to_numpy`` gives it) of a picture, alone or on it, as uint8 (H, W, 3) RGB."""
         raise NotImplementedError
 
     def panel(self, prediction: Any, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -242,8 +250,8 @@ class Task(LightningModule):
         image = self.normalise(batch["image"])
         output = self(image)
         if self.hparams.flip_test:
-            output = (output + self.unflip(self(image.flip(-1)))) / 2
-        return [self.finish(output, index, batch) for index in range(len(batch["key"]))]
+            output = self.average([output, self.unflip(self(image.flip(-1)))])
+        return self.finish_batch(output, batch)
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> list[Any]:
         predictions = self._predict_batch(batch)
@@ -346,11 +354,10 @@ class Task(LightningModule):
         """
         from data_modules.collate import collate
         from data_modules.images import read_image
-        from data_modules.transforms import EvalTransform
 
         if isinstance(images, str | Path) or getattr(images, "ndim", None) == 3:
             images = [images]
-        transform = EvalTransform(self.image_size)
+        transform = self.picture_transform()
         self.eval()
         results: list[Any] = []
         for start in range(0, len(images), batch_size):
@@ -360,6 +367,16 @@ class Task(LightningModule):
             results += [self.to_numpy(prediction) for prediction in self._predict_batch(batch)]
         return results
 
+    def picture_transform(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        """Return what fits a picture of any size into the network's input: ``transform(sample) -> item``."""
+        from data_modules.transforms import EvalTransform
+
+        return EvalTransform(self.image_size)
+
     def to_numpy(self, prediction: Any) -> Any:
         """Return a finished prediction as numpy; maps become ``(H, W, C)``."""
         return prediction.permute(1, 2, 0).float().cpu().numpy()
+
+    def write(self, stem: Path, prediction: Any, picture: np.ndarray) -> None:
+        """Write a prediction (as ``to_numpy`` gives it) of a picture to files whose names start with ``stem``."""
+        np.save(f"{stem}.npy", prediction)

@@ -5,11 +5,18 @@ from typing import Any
 
 from s2kit.models.checkpoints import Checkpoint, WeightsError, fit_checkpoint, read_checkpoint, task_of
 from s2kit.models.checkpoints.describe import describe_config
+from s2kit.tasks.albedo import AlbedoTask
 from s2kit.tasks.base import Task
+from s2kit.tasks.matting import MattingTask
 from s2kit.tasks.normals import NormalsTask
+from s2kit.tasks.pointmap import PointmapTask
+from s2kit.tasks.pose import PoseTask
+from s2kit.tasks.segmentation import SegmentationTask
 
 #: Tasks by name.
-TASKS: dict[str, type[Task]] = {NormalsTask.name: NormalsTask}
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (PoseTask, SegmentationTask, NormalsTask, PointmapTask, AlbedoTask, MattingTask)
+}
 
 
 def load_task(name: str | None, path: str | Path, **overrides: Any) -> Task:
@@ -20,7 +27,7 @@ def load_task(name: str | None, path: str | Path, **overrides: Any) -> Task:
     the size was made for.
 
     Args:
-        name: ``normals``; None takes the task that the file is for.
+        name: A name of ``TASKS``, such as ``normals``; None takes the task that the file is for.
         path: Weights in any layout: a file, a run's folder, a checkpoint, or ``hf://owner/name[@revision]``; see
             docs/checkpoints.md.
         **overrides: Fields of the task that differ from the file's, such as ``image_size``; ``strict=False`` takes

@@ -93,7 +93,7 @@ class NormalsTask(Task):
             self.test_baseline.reset()
         return values
 
-    def draw(self, prediction: np.ndarray) -> np.ndarray:
+    def draw(self, prediction: np.ndarray, picture: np.ndarray) -> np.ndarray:
         return drawing.draw_normals(prediction)
 
     def panel(self, prediction: Tensor, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -143,3 +143,9 @@ def test_other_sizes_are_resized(prediction, target, valid):
     small = wave(0.37, 3, 4, 3)
     resized = F.interpolate(small, (8, 6), mode="bilinear", align_corners=False)
     assert NormalsLoss()(small, target, valid)["loss"] == NormalsLoss()(resized, target, valid)["loss"]
+
+
+@pytest.mark.parametrize("form", ["release", "paper"])
+def test_gradients(prediction, target, valid, form):
+    point = prediction.detach().double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: NormalsLoss(form)(x, target, valid)["loss"], [point])

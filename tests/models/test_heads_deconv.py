@@ -52,6 +52,20 @@ def test_every_deconvolution_doubles_the_size(kernel_size):
     assert deconv.weight.shape[2:] == (kernel_size, kernel_size) and deconv.bias is None
 
 
+def test_the_last_layer_starts_small_on_request():
+    """All other layers keep the release's initial values."""
+    heads = []
+    for output_std in (None, 0.01):
+        torch.manual_seed(0)
+        heads.append(create_head("pose", "sapiens2_0.4b", 32, upsample_channels=(64,), output_std=output_std))
+    usual, small = (head.state_dict() for head in heads)
+    assert small["conv_pose.weight"].std().item() == pytest.approx(0.01, rel=0.05)
+    assert usual["conv_pose.weight"].std().item() == pytest.approx((2 / 308) ** 0.5, rel=0.05)
+    assert all(torch.equal(usual[name], small[name]) for name in usual if name != "conv_pose.weight")
+    with pytest.raises(ValueError, match="output_std must be positive, got 0"):
+        create_head("pose", "sapiens2_0.4b", 32, output_std=0)
+
+
 def test_overrides_and_errors():
     options = {"upsample_channels": (6, 5, 4), "conv_channels": (4,), "out_channels": 17}
     head = create_head("pose", "sapiens2_1b", 12, upsample_kernel_size=2, conv_kernel_size=3, **options)

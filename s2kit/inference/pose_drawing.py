@@ -1,0 +1,68 @@
+"""Keypoints on pictures: uint8 (H, W, 3) RGB."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from s2kit.schemas import KeypointSet
+
+#: Scores from this on are drawn (spec 7).
+THRESHOLD = 0.3
+#: Fractional bits of OpenCV's coordinates.
+_SHIFT = 4
+
+
+def draw_pose(
+    picture: np.ndarray,
+    points: np.ndarray,
+    schema: KeypointSet,
+    threshold: float = THRESHOLD,
+    radius: float | None = None,
+) -> np.ndarray:
+    """Draw persons' keypoints and the links between them, in the schema's colours.
+
+    Args:
+        picture: uint8 (H, W, 3), not changed.
+        points: (K, 3) or (N, K, 3) x, y in continuous pixels and score.
+        threshold: keypoints of a lower score, and those that are not finite, are left out.
+        radius: of a point in pixels; by default it follows from the size of the person.
+    """
+    picture = np.ascontiguousarray(picture).copy()
+    for person in points.reshape(-1, *points.shape[-2:]):
+        shown = np.isfinite(person).all(axis=1) & (person[:, 2] >= threshold)
+        if not shown.any():
+            continue
+        extent = np.ptp(person[shown, :2], axis=0).max()
+        size = max(1.0, extent / 150) if radius is None else radius
+        for link in schema.links:
+            if shown[link.start] and shown[link.end]:
+                ends = [_fixed(person[i, :2]) for i in (link.start, link.end)]
+                cv2.line(picture, *ends, link.color, max(1, round(size * 0.7)), cv2.LINE_AA, _SHIFT)
+        # The dense points of face and hands get smaller marks.
+        dense = set(schema.groups.get("face", ())) | {
+            i for name, ids in schema.groups.items() if "hand" in name for i in ids
+        }
+        for i in np.flatnonzero(shown):
+            mark = size * (0.5 if i in dense else 1.0)
+            centre, scale = _fixed(person[i, :2]), 1 << _SHIFT
+            cv2.circle(picture, centre, max(1, round(mark * scale)), schema.keypoints[i].color, -1, cv2.LINE_AA, _SHIFT)
+    return picture
+
+
+def draw_offsets(picture: np.ndarray, first: np.ndarray, second: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """Draw a line from each true place (K, 2) in green to the predicted one (K, 2) in red where ``shown`` (K,)."""
+    picture = np.ascontiguousarray(picture).copy()
+    for i in np.flatnonzero(shown & np.isfinite(second).all(axis=1)):
+        start, end = _fixed(first[i]), _fixed(second[i])
+        cv2.line(picture, start, end, (255, 220, 0), 1, cv2.LINE_AA, _SHIFT)
+        cv2.circle(picture, start, 2 << _SHIFT, (0, 220, 60), -1, cv2.LINE_AA, _SHIFT)
+        cv2.circle(picture, end, 2 << _SHIFT, (255, 40, 40), -1, cv2.LINE_AA, _SHIFT)
+    return picture
+
+
+def _fixed(point: np.ndarray) -> tuple[int, int]:
+    """A continuous pixel as OpenCV's fixed-point one, whose pixel centres are at integers."""
+    limit = 2**15
+    x, y = np.clip((np.asarray(point, np.float64) - 0.5), -limit, limit) * (1 << _SHIFT)
+    return round(x), round(y)
