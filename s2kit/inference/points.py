@@ -45,13 +45,13 @@ class Pointmap:
         return normals_of(self.points)
 
     def write_npz(self, path: str | Path, valid: np.ndarray | None = None) -> None:
-        """Write ``points``, ``depth``, ``normals`` (float16), ``focal_length`` and ``valid`` if given, not compressed."""
+        """Write ``points``, ``depth``, ``normals`` (float16), ``focal_length``, and ``valid`` if given, uncompressed."""
         arrays = {"points": self.points, "depth": self.depth, "normals": self.normals.astype(np.float16)}
         if valid is not None:
             arrays["valid"] = valid
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Compression would take longer than the prediction, and gain a tenth. Given a name, savez may change its suffix.
+        # Compression takes long and gains a tenth. Given a name, savez might change its suffix.
         with path.open("wb") as file:
             np.savez(file, focal_length=np.float32(self.focal_length), **arrays)
 
