@@ -45,7 +45,7 @@ class Pointmap:
         return normals_of(self.points)
 
     def write_npz(self, path: str | Path, valid: np.ndarray | None = None) -> None:
-        """Write ``points``, ``depth``, ``normals`` (float16), ``focal_length``, and ``valid`` if given, uncompressed."""
+        """Write ``points``, ``depth``, ``normals`` (float16), ``focal_length``; ``valid`` if given. Not compressed."""
         arrays = {"points": self.points, "depth": self.depth, "normals": self.normals.astype(np.float16)}
         if valid is not None:
             arrays["valid"] = valid
