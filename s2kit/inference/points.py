@@ -45,14 +45,15 @@ class Pointmap:
         return normals_of(self.points)
 
     def write_npz(self, path: str | Path, valid: np.ndarray | None = None) -> None:
-        """Write ``points``, ``depth``, ``normals``, ``focal_length`` and ``valid`` if given, compressed."""
+        """Write ``points``, ``depth``, ``normals`` (float16), ``focal_length``; ``valid`` if given. Not compressed."""
         arrays = {"points": self.points, "depth": self.depth, "normals": self.normals.astype(np.float16)}
         if valid is not None:
             arrays["valid"] = valid
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:  # np.savez would add a suffix to a name that has another
-            np.savez_compressed(file, focal_length=np.float32(self.focal_length), **arrays)
+        # Compression takes long and gains a tenth. Given a name, savez might change its suffix.
+        with path.open("wb") as file:
+            np.savez(file, focal_length=np.float32(self.focal_length), **arrays)
 
     def write_ply(self, path: str | Path, picture: np.ndarray, valid: np.ndarray | None = None) -> int:
         """Write a coloured point cloud; see ``write_ply``.
