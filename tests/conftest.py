@@ -1,6 +1,11 @@
 """Fixtures of the whole suite. Tiny data is made by code, once per session, in a temporary folder."""
 
+import os
 from pathlib import Path
+
+# Two test processes share the cores, and the tensors are small: threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import cv2
 import numpy as np
