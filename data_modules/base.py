@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from data_modules.bad_samples import BadSamples
 from data_modules.collate import collate, collate_pictures, collate_training
 from data_modules.loader import ResumableLoader
+from data_modules.memory import keep_freed_memory
 from data_modules.order.ranks import RankSlice
 from data_modules.predict import PictureDataset
 from data_modules.samples import EvaluationSamples, TrainingSamples
@@ -250,6 +251,7 @@ class TaskDataModule(LightningDataModule):
             unfinished=self._unfinished_batches,
             num_workers=self.num_workers,
             collate_fn=collate_training,
+            worker_init_fn=keep_freed_memory,
             # New workers every epoch would make each begin with a pause.
             persistent_workers=self.num_workers > 0,
         )
@@ -274,6 +276,7 @@ class TaskDataModule(LightningDataModule):
             sampler=RankSlice(len(dataset), **self._ranks()),
             num_workers=self.num_workers,
             collate_fn=collate_fn,
+            worker_init_fn=keep_freed_memory,
         )
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:

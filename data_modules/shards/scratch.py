@@ -1,5 +1,6 @@
 """Working memory of the decoders, kept from call to call: fresh memory costs more than the arithmetic on it."""
 
+import math
 import threading
 
 import numpy as np
@@ -19,7 +20,7 @@ _buffers = _Buffers()
 
 def scratch(name: str, shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
     """Return an uninitialised array that is valid until the next call with the same ``name`` in this thread."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     kept = _buffers.bytes.get(name)
     if kept is None or len(kept) < size:
         raw = np.empty(size + _ALIGNMENT + _STAGGER * 32, np.uint8)

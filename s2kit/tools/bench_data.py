@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from data_modules.memory import keep_freed_memory
 from s2kit.errors import UserError
 from s2kit.tools.bench_backbone import median, processor
 
@@ -70,6 +71,7 @@ def run(options: argparse.Namespace) -> int:
     if min(options.image_size) < 16 or max(options.image_size) > 8192:
         raise UserError(f"--image-size must be 16 to 8192 a side, got {' x '.join(map(str, options.image_size))}")
     cv2.setNumThreads(1)
+    keep_freed_memory()  # as the processes of a loader do, for every reader alike
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder
         if folder is None:
