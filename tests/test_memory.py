@@ -27,4 +27,4 @@ def test_arrays_of_a_size_that_was_freed_need_no_new_pages():
         done = subprocess.run([sys.executable, "-c", CODE, word], capture_output=True, text=True, check=True)
         found[word] = int(done.stdout)
     assert found["keep"] < 200
-    assert found["plain"] > 1000
+    assert found["plain"] > 5 * found["keep"] + 50
