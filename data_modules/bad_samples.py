@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 FILE_NAME = "bad_samples.jsonl"
+#: Fewer samples than these say nothing; so many bad ones without a good one stop a run at once.
+FEW = 16
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +19,7 @@ class BadSamples:
 
     Args:
         max_share: Share of the samples above which training stops.
-        min_seen: Samples to have seen before the share says anything.
+        min_seen: Samples to have seen before the share says anything; at a run's end 16 will do.
 
     Attributes:
         seen: Samples that were asked for, good and bad.
@@ -30,6 +32,7 @@ class BadSamples:
         self.max_share, self.min_seen = max_share, min_seen
         self.seen = 0
         self.reasons: Counter[str] = Counter()
+        self.last = ("", "")
         self.path: Path | None = None
         self.rank = 0
 
@@ -75,8 +78,19 @@ class BadSamples:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        if self.seen >= self.min_seen and self.count > self.max_share * self.seen:
-            key, reason = bad[-1]
+        self.last = bad[-1]
+        # One in so many says nothing yet, but all of them do.
+        if self.seen >= self.min_seen or (self.count == self.seen >= FEW):
+            self.check()
+
+    def check(self) -> None:
+        """Check the share of bad samples among those seen so far.
+
+        Raises:
+            RuntimeError: It is above the limit.
+        """
+        if self.count > self.max_share * self.seen:
+            key, reason = self.last
             raise RuntimeError(
                 f"{self.count} of {self.seen} training samples could not be used, which is more than "
                 f"data.max_bad_share={self.max_share:g}; the last one: {key}: {reason}"

@@ -138,6 +138,10 @@ class TaskDataModule(LightningDataModule):
         predict_path: str | None = None,
     ) -> None:
         super().__init__()
+        if batch_size < 1 or num_workers < 0:
+            raise ValueError(
+                f"data.batch_size={batch_size} must be at least 1, and data.num_workers={num_workers} at least 0"
+            )
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.root = root
         self.named = {"train": train, "val": val, "test": test}

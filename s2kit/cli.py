@@ -23,7 +23,10 @@ TOOLS = {
         "make, import, check and look at data: synth, pack, import, index, verify, stats, show",
     ),
     "convert": ("s2kit.tools.convert", "say what weights are, and write them in another layout"),
-    "bench": ("s2kit.tools.bench", "measure time and memory of a backbone beside the transformers port"),
+    "bench": (
+        "s2kit.tools.bench",
+        "measure a backbone beside the transformers port, and reading data beside other readers",
+    ),
     "plan": ("s2kit.tools.plan", "say what a config costs: parameters, FLOPs, memory, batch, time"),
 }
 

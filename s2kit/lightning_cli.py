@@ -2,11 +2,14 @@
 
 import logging
 import re
+import shutil
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jsonargparse
 import torch
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -34,6 +37,7 @@ QUIET = (
     r".*Experiment logs directory .* exists and is not empty.*",
     r".*You have overridden `on_before_batch_transfer`.*",
     r".*Total length of `list` across ranks is zero.*",
+    r".*module\(s\) in eval mode at the start of training.*",
 )
 
 
@@ -69,6 +73,7 @@ class S2kitCLI(LightningCLI):
         self.experiment = experiment
         Parser.words = args
         self.run_path = Path()
+        self.is_new = False
         super().__init__(
             Task,
             TaskDataModule,
@@ -128,6 +133,7 @@ class S2kitCLI(LightningCLI):
         if self.subcommand != "fit" and not config.ckpt_path and not config.model.init_args.get("weights"):
             raise UserError(f"{self.subcommand} needs a trained model: give --model.weights or --ckpt_path")
         self.run_path = run_folder(RunConfig(**vars(config.run)), self.experiment)
+        self.is_new = not self.run_path.exists()
         if (self.run_path / "config.yaml").exists():
             if self.subcommand != "fit" or not config.ckpt_path:
                 raise UserError(
@@ -154,7 +160,9 @@ class S2kitCLI(LightningCLI):
         if self.subcommand == "fit":
             checkpoint = self._get(self.config_init, "checkpoint")
             validates = trainer_config.get("limit_val_batches") != 0 and bool(self.datamodule.sources("val"))
-            callbacks += checkpoint.callbacks(self.model.monitor, self.model.monitor_mode, validates)
+            interval = trainer_config.get("val_check_interval")
+            pace = interval if isinstance(interval, int) and not isinstance(interval, bool) else None
+            callbacks += checkpoint.callbacks(self.model.monitor, self.model.monitor_mode, validates, pace)
             plugins = trainer_config.get("plugins") or []
             plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
             if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -188,10 +196,23 @@ class S2kitCLI(LightningCLI):
         if self.trainer.max_steps <= 0 and self.trainer.max_epochs is None and not self.trainer.fast_dev_run:
             raise UserError("how long to train is not said: set trainer.max_steps (or trainer.max_epochs)")
 
+    def fit(self, model: Task, **kwargs: Any) -> None:
+        """Train; leave no run folder behind of a run that did not begin, and say how to go on with one that stopped."""
+        try:
+            self.trainer.fit(model, **_plain_pickles(kwargs))
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C
+            if not self.trainer.interrupted:
+                raise
+            if self.trainer.is_global_zero and (self.run_path / "checkpoints" / "last.ckpt").is_file():
+                print(f"to go on: the same command with --run.version {self.run_path.name} --ckpt_path last")
+            raise KeyboardInterrupt from stop
+        except Exception:
+            if self.is_new and self.trainer.is_global_zero and self.trainer.global_step == 0:
+                shutil.rmtree(self.run_path, ignore_errors=True)
+            raise
+
     def after_fit(self) -> None:
         """Test the best checkpoint, export its weights and say where everything is."""
-        if self.trainer.interrupted:
-            raise KeyboardInterrupt
         best = self.trainer.checkpoint_callback.best_model_path if self.trainer.checkpoint_callback else ""
         metrics: dict[str, float] = {}
         if self.config[self.subcommand].run.test and self.datamodule.sources("test"):
@@ -210,7 +231,7 @@ class S2kitCLI(LightningCLI):
 
     def _evaluate(self, function: str, model: Task, **kwargs: Any) -> dict[str, float]:
         kwargs["verbose"] = False
-        results = getattr(self.trainer, function)(model, **kwargs)
+        results = getattr(self.trainer, function)(model, **_plain_pickles(kwargs))
         metrics = {name: value for part in results for name, value in part.items()}
         if self.trainer.is_global_zero:
             print_metrics(model, metrics)
@@ -220,12 +241,17 @@ class S2kitCLI(LightningCLI):
 
     def predict(self, model: Task, **kwargs: Any) -> None:
         kwargs["return_predictions"] = False
-        self.trainer.predict(model, **kwargs)
+        self.trainer.predict(model, **_plain_pickles(kwargs))
         writer = next(c for c in self.trainer.callbacks if isinstance(c, PredictionWriter))
         print(f"{writer.written} of {writer.written + len(writer.failed)} pictures written to {writer.path}")
         if writer.failed:
             names = "; ".join(f"{path}: {reason}" for path, reason in writer.failed)
             raise UserError(f"{len(writer.failed)} not readable: {names}")
+
+
+def _plain_pickles(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the Trainer's options with checkpoints read as tensors and plain values only, which all of ours are."""
+    return {**options, "weights_only": True} if options.get("weights_only") is None else options
 
 
 def keep_metrics(folder: Path) -> None:
@@ -245,22 +271,35 @@ def check_task_of_checkpoint(path: Path, class_path: str) -> None:
     """
     from importlib import import_module
 
-    from s2kit.models.checkpoints import read_state_dict, task_of
+    from s2kit.models.checkpoints import read_checkpoint, task_of
 
     module, _, name = class_path.rpartition(".")
     expected = getattr(import_module(module), name).name
-    state = read_state_dict(path)
-    found = "pretraining" if "decoder.mask_token" in state else task_of(state)
+    checkpoint = read_checkpoint(path)
+    # Of a pretraining's checkpoint the teacher's backbone is what others take; the rest is set aside.
+    names = {*checkpoint.state, *checkpoint.set_aside}
+    pretrained = any(name.startswith(("decoder.", "teacher.", "head.")) for name in names)
+    found = "pretraining" if pretrained else task_of(checkpoint.state)
     if found != expected:
         raise UserError(
             f"--ckpt_path {path}: holds a model for {found or 'no known task'}, but this is the task {expected}"
         )
 
 
+def read_no_urls() -> None:
+    """Keep the parser from fetching URLs, which Lightning turns on for configs: a set's URL is a value, no config."""
+    if hasattr(jsonargparse, "set_parsing_settings"):
+        with suppress(TypeError):  # releases that know the function but not yet this setting
+            jsonargparse.set_parsing_settings(config_read_mode_fsspec_enabled=False)
+            return
+    jsonargparse.set_config_read_mode(fsspec_enabled=False)
+
+
 def run_lightning(args: list[str]) -> int:
     """Run fit, validate, test or predict."""
     for pattern in QUIET:
         warnings.filterwarnings("ignore", pattern)
+    read_no_urls()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not re.match(r"GPU available|TPU available|HPU available|💡|`Trainer", record.getMessage())
     )

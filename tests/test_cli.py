@@ -403,3 +403,30 @@ def test_a_failure_of_the_system_names_the_file_in_words():
 
     assert one_line(FileNotFoundError(2, "No such file or directory", "people")) == "people: no such file or directory"
     assert one_line(OSError("the disk is full")) == "the disk is full"
+
+
+def test_a_run_that_does_not_begin_leaves_no_folder(config, tiny_normals, capsys, tmp_path):
+    args = ["fit", *config, *tiny_normals, f"--run.folder={tmp_path}", "--model.warmup_steps=99"]
+    assert "warmup_steps=99" in error_of(capsys, args, code=1)
+    assert not (tmp_path / "normals" / "version_0").exists()
+
+
+def test_a_set_at_a_url_is_a_value_and_not_fetched_as_a_config(config, tiny_normals, capsys, tmp_path):
+    import http.server
+    import threading
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/tests"
+        args = ["fit", *config, *tiny_normals, f"--run.folder={tmp_path}", f"--data.train={url}"]
+        message = error_of(capsys, args, code=1)
+    finally:
+        server.shutdown()
+    assert message.startswith(f"s2kit: error: {url}/manifest.json")
+
+
+@pytest.mark.parametrize("option", ["--data.batch_size=0", "--data.num_workers=-1"])
+def test_numbers_that_cannot_be_are_named(option, config, tiny_normals, capsys, tmp_path):
+    message = error_of(capsys, ["fit", *config, *tiny_normals, f"--run.folder={tmp_path}", option], code=1)
+    assert option.removeprefix("--") in message

@@ -210,10 +210,23 @@ def test_a_task_lists_bad_samples_in_its_run_folder_and_logs_the_counter(tmp_pat
     logger = CSVLogger(tmp_path, name="people", version="one")
     trainer = Trainer(max_steps=4, accelerator="cpu", logger=logger, log_every_n_steps=1, enable_checkpointing=False,
                       enable_progress_bar=False)  # fmt: skip
-    trainer.fit(model, datamodule=Data(train=damaged, batch_size=6, num_workers=0))
+    trainer.fit(model, datamodule=Data(train=damaged, batch_size=6, num_workers=0, max_bad_share=0.6))
     lines = (tmp_path / "people" / "one" / "bad_samples.jsonl").read_text().splitlines()
     assert len(lines) == 14  # two epochs
     assert sorted(json.loads(line)["key"] for line in lines if "valid" in line) == ["d004", "d004", "d005", "d005"]
     assert trainer.callback_metrics["data/samples_seen"] == torch.tensor(24.0, dtype=torch.float64)
     assert trainer.callback_metrics["data/bad_samples"] == 14
     assert trainer.callback_metrics["data/bad_samples/unreadable"] == 10
+
+
+def test_a_short_run_on_damaged_data_is_an_error_at_its_end(tmp_path, damaged):
+    from data_modules.bad_samples import FEW, BadSamples
+
+    few = BadSamples(0.5)
+    few.add(7, [(f"a{n}", "torn") for n in range(8)])  # too few to say anything
+    with pytest.raises(RuntimeError, match=r"8 of 15 training samples could not be used.*a7: torn"):
+        few.check()
+    none = BadSamples(0.5)
+    none.add(0, [("a", "torn")] * (FEW - 1))
+    with pytest.raises(RuntimeError, match=rf"{FEW} of {FEW} training samples could not be used"):
+        none.add(0, [("b", "torn")])

@@ -129,8 +129,8 @@ def read_manifest(folder_or_manifest: str | Path) -> dict[str, Any]:
         data = path.read_bytes()
     except FileNotFoundError:
         raise ShardError(
-            f"{path}: no such file; a shard set is a folder with {MANIFEST_NAME}, as ShardWriter and "
-            "make_manifest write it"
+            f"{path}: no such file; a shard set is a folder with {MANIFEST_NAME}, as `python -m s2kit data pack`, "
+            "`data import` and `data index` make it"
         ) from None
     except OSError as error:
         raise ShardError(f"{path}: not a readable manifest ({error})") from None

@@ -19,8 +19,11 @@ TIMEOUT = 60.0
 #: Members of a sample that are at most this many bytes apart come by one request.
 _GAP = 1 << 18
 #: Errors of a request that another attempt will not mend.
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ImportError)
-_NO_PARTS = "sends {} bytes when asked for {}, as servers do that cannot send a part of a file; give a cache"
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError)
+_NO_PARTS = (
+    "sends {} bytes when asked for {}: the server cannot send parts of a file; fetch shards whole, with data.cache "
+    "(docs/data.md)"
+)
 _TEMPORARY_STATUS = (408, 425, 429)
 _jitter = random.SystemRandom()
 
@@ -106,7 +109,7 @@ class LocalFolder:
         except FileNotFoundError:
             raise StorageError(
                 f"{self.where(name)}: no such file; a shard set is a folder with {MANIFEST_NAME} and an index beside "
-                "each tar, as ShardWriter and make_manifest write it"
+                "each tar, as `python -m s2kit data pack`, `data import` and `data index` make it"
             ) from None
         except OSError as error:
             raise StorageError(f"{self.where(name)}: not readable ({error})") from None
@@ -189,7 +192,7 @@ class RemoteFolder:
             if size is None or len(data) == size:
                 return data
             if part and len(data) > size and len(data) >= end:
-                raise NotImplementedError(_NO_PARTS.format(len(data), size))
+                raise StorageError(f"{self.where(name)}: {_NO_PARTS.format(len(data), size)}")
             raise OSError(f"gave {len(data)} bytes instead of {size}: it is cut off, or another file")
 
         return with_retries(self.where(name), attempt)

@@ -55,20 +55,25 @@ class CheckpointConfig:
     Args:
         keep: Number of best checkpoints to keep.
         last: Whether to keep ``last.ckpt``, to resume from.
-        every_n_steps: How many optimiser steps lie between two writes of it; by default as many as between validations,
-            and 500 in a run without any.
+        every_n_steps: How many optimiser steps lie between two writes of it; by default as many as between validations
+            (``trainer.val_check_interval``, which counts also in a run that has nothing to validate on), else 500.
     """
 
     keep: int = 1
     last: bool = True
     every_n_steps: int | None = None
 
-    def callbacks(self, monitor: str, mode: str, validates: bool = True) -> list[ModelCheckpoint]:
-        """Return the callbacks that do this; the first one keeps the best, if the run ``validates`` at all."""
+    def callbacks(
+        self, monitor: str, mode: str, validates: bool = True, pace: int | None = None
+    ) -> list[ModelCheckpoint]:
+        """Return the callbacks that do this; the first one keeps the best, if the run ``validates`` at all.
+
+        Without validation ``last.ckpt`` is written every ``pace`` steps, which is how often it would have been.
+        """
         # Not save_last of the best: that is written only when the best improves, so it would not be the last.
         latest = LatestCheckpoint(
             filename="last",
-            every_n_train_steps=self.every_n_steps or (None if validates else EVERY_N_STEPS),
+            every_n_train_steps=self.every_n_steps or (None if validates else pace or EVERY_N_STEPS),
             save_top_k=1,
             enable_version_counter=False,
         )

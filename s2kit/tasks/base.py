@@ -10,7 +10,7 @@ from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from data_modules.bad_samples import BadSamples
+from data_modules.bad_samples import FEW, BadSamples
 from data_modules.base import TaskDataModule
 from s2kit import optim
 from s2kit.inference.geometry import unletterbox
@@ -217,6 +217,14 @@ class Task(LightningModule):
             self._bad_samples = data.bad_samples
         folder = self.trainer.log_dir if self.trainer.loggers and not self.trainer.fast_dev_run else None
         self._bad_samples.write_to(folder, self.global_rank)
+
+    def on_train_end(self) -> None:
+        # Before anything is scored or exported: a short run on damaged data may have learned nothing.
+        if self._bad_samples.count:
+            where = f", see {self._bad_samples.path}" if self._bad_samples.path else ""
+            rank_zero_warn(f"{self._bad_samples.count} of {self._bad_samples.seen} samples were left out{where}")
+            if self._bad_samples.seen >= FEW:
+                self._bad_samples.check()
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         self._batch_keys = batch["key"]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from s2kit.errors import UserError
+from s2kit.tools.arguments import OneLineParser
 from s2kit.tools.bench_backbone import LIVE_MEMORY, OURS, PASSES, PORT, Case, measure_memory, measure_times, median
 from s2kit.tools.bench_data import DESCRIPTION, add_data
 
@@ -48,7 +49,7 @@ def main(args: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m s2kit bench", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="{backbone,data}")

@@ -277,3 +277,20 @@ def test_the_command_line_leaves_panels_scores_and_a_backbone_that_tasks_take(ru
     for name, value in task.backbone.state_dict().items():
         assert torch.equal(value, state[name]), name
     assert task.weights_from is None  # trained here, from nothing
+
+
+def test_a_pretraining_goes_on_and_is_validated_from_its_checkpoint(run, tiny_normals, experiments, capsys):
+    tiny = [option for option in tiny_normals if not option.startswith("--model")]
+    options = ["--config", str(experiments / "pretrain.yaml"), *tiny, "--model.image_size=[32, 24]"]
+    options += ["--model.warmup_steps=1", f"--run.folder={run.parent.parent}"]
+    assert main(["validate", *options, f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"]) == 0
+    again = ["--run.version=version_0", "--ckpt_path=last", "--trainer.max_steps=4"]
+    assert main(["fit", *options, *again]) == 0
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 4
+    assert (
+        checkpoint["NormalsDataModule" if "NormalsDataModule" in checkpoint else "PretrainingDataModule"]["loader"][
+            "samples_seen"
+        ]
+        == 8
+    )

@@ -248,7 +248,7 @@ def test_few_prefetched_samples_wait(server, truth, monkeypatch):
 def test_a_server_that_cannot_send_parts(server, truth, tmp_path):
     server.ranges = False
     samples = open_set(f"{server.url}/set")
-    with pytest.raises(StorageError, match="as servers do that cannot send a part of a file; give a cache"):
+    with pytest.raises(StorageError, match=r"cannot send parts of a file; fetch shards whole, with data.cache"):
         samples[0]
     assert_all(open_set(f"{server.url}/set", cache=ShardCache(str(tmp_path))), truth)
 

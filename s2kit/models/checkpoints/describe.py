@@ -53,7 +53,8 @@ def image_size_of(checkpoint: Checkpoint, identity: Identity) -> tuple[int, int]
     The weights of a Sapiens2 backbone do not depend on it. The scale branch of a pointmap head does, but gives only
     the number of cells: the size's own (height, width) is taken where it has as many, else the one nearest to 4:3.
     """
-    for said in (checkpoint.model_json.get("image_size"), checkpoint.config.get("image_size")):
+    sources = (checkpoint.model_json, checkpoint.hyper_parameters, checkpoint.config)
+    for said in (source.get("image_size") for source in sources):
         if isinstance(said, list | tuple) and len(said) == 2:
             return int(said[0]), int(said[1])
         if isinstance(said, int):
