@@ -25,7 +25,7 @@ TOOLS = {
     "convert": ("s2kit.tools.convert", "say what weights are, and write them in another layout"),
     "bench": (
         "s2kit.tools.bench",
-        "measure a backbone beside the transformers port, and reading data beside other readers",
+        "measure a backbone beside the transformers port, and reading beside other readers",
     ),
     "plan": ("s2kit.tools.plan", "say what a config costs: parameters, FLOPs, memory, batch, time"),
 }
