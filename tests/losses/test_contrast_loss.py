@@ -1,10 +1,13 @@
 """Contrast, centring and KoLeo against loops in NumPy, in float64."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from s2kit.losses.contrast import SinkhornKnopp, SoftmaxCentring, contrast_loss
 from s2kit.losses.koleo import koleo_loss
@@ -98,29 +101,33 @@ def test_koleo_of_one_sample_and_of_equal_ones_is_finite_with_a_finite_gradient(
     assert koleo_loss(torch.randn(1, 5)) == 0
 
 
-def _on_a_rank(rank: int, path: str, logits: torch.Tensor, queue) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
-    part = logits[:, 3 * rank : 3 * rank + 3]
-    centring = SoftmaxCentring(4)
-    first, second = centring(part, 0.07), centring(part * 2, 0.07)
-    queue.put((rank, first.tolist(), second.tolist(), SinkhornKnopp()(part, 0.5).tolist(), centring.centre.tolist()))
-    dist.destroy_process_group()
+PROCESS = """
+import json, sys
+import torch, torch.distributed as dist
+from s2kit.losses.contrast import SinkhornKnopp, SoftmaxCentring
+rank, store = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+torch.manual_seed(0)
+part = torch.randn(2, 6, 4)[:, 3 * rank : 3 * rank + 3]
+centring = SoftmaxCentring(4)
+found = [centring(part, 0.07), centring(part * 2, 0.07), SinkhornKnopp()(part, 0.5), centring.centre]
+print(json.dumps([value.tolist() for value in found]))
+dist.destroy_process_group()
+"""
 
 
 def test_two_ranks_give_what_one_gives_on_all_samples(tmp_path):
+    command = [sys.executable, "-c", PROCESS]
+    options = {"stdout": subprocess.PIPE, "text": True, "cwd": Path(__file__).parents[2]}
+    processes = [subprocess.Popen([*command, str(rank), str(tmp_path / "store")], **options) for rank in range(2)]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
     torch.manual_seed(0)
     logits = torch.randn(2, 6, 4)
     centring = SoftmaxCentring(4)
     expected = [centring(logits, 0.07), centring(logits * 2, 0.07), SinkhornKnopp()(logits, 0.5)]
-    context = mp.get_context("spawn")
-    queue = context.Queue()
-    workers = [context.Process(target=_on_a_rank, args=(r, str(tmp_path / "s"), logits, queue)) for r in range(2)]
-    for worker in workers:
-        worker.start()
-    for rank, *found, centre in (queue.get(timeout=120) for _ in workers):
+    for rank, output in enumerate(outputs):
+        *found, centre = (torch.tensor(value) for value in json.loads(output.splitlines()[-1]))
         for value, whole in zip(found, expected):
-            torch.testing.assert_close(torch.tensor(value), whole[:, 3 * rank : 3 * rank + 3], atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(torch.tensor(centre), centring.centre, atol=1e-6, rtol=1e-5)
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
+            torch.testing.assert_close(value, whole[:, 3 * rank : 3 * rank + 3], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(centre, centring.centre, atol=1e-6, rtol=1e-5)
