@@ -348,7 +348,7 @@ class Pretraining(Task):
         """Return the crop with its hidden patches filled in, uint8 (H, W, 3)."""
         return prediction["reconstruction"].permute(1, 2, 0).cpu().numpy()
 
-    def draw(self, prediction: np.ndarray) -> np.ndarray:
+    def draw(self, prediction: np.ndarray, picture: np.ndarray | None = None) -> np.ndarray:
         return prediction
 
     # ------------------------------------------------------------------------------------------------ optimisation

@@ -294,3 +294,13 @@ def test_a_pretraining_goes_on_and_is_validated_from_its_checkpoint(run, tiny_no
         ]
         == 8
     )
+
+
+def test_predict_fills_in_hidden_patches_of_pictures(run, tiny_normals, experiments, picture_folder, tmp_path):
+    tiny = [option for option in tiny_normals if not option.startswith("--model")]
+    options = ["--config", str(experiments / "pretrain.yaml"), *tiny, "--model.image_size=[32, 24]"]
+    options += [f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}", f"--data.predict_path={picture_folder}"]
+    assert main(["predict", *options, f"--predictions.folder={tmp_path}"]) == 1  # one of the pictures is broken
+    arrays = [np.load(path) for path in tmp_path.glob("*.npy")]
+    assert arrays and all(array.shape == (32, 24, 3) and array.dtype == np.uint8 for array in arrays)
+    assert len(list(tmp_path.glob("*.png"))) == len(arrays)
