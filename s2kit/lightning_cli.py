@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
+from data_modules.bad_samples import FILE_NAME as BAD_SAMPLES
 from data_modules.base import TaskDataModule
 from s2kit.callbacks import AtomicCheckpointIO, CheckpointConfig, Panels, PredictionWriter, StepProgress, Throughput
 from s2kit.cli import COMMANDS
@@ -207,7 +208,9 @@ class S2kitCLI(LightningCLI):
                 print(f"to go on: the same command with --run.version {self.run_path.name} --ckpt_path last")
             raise KeyboardInterrupt from stop
         except Exception:
-            if self.is_new and self.trainer.is_global_zero and self.trainer.global_step == 0:
+            # What is wrong with the data stays, also if nothing was learned from it.
+            began = self.trainer.global_step > 0 or (self.run_path / BAD_SAMPLES).exists()
+            if self.is_new and self.trainer.is_global_zero and not began:
                 shutil.rmtree(self.run_path, ignore_errors=True)
             raise
 

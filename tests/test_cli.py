@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -430,3 +431,19 @@ def test_a_set_at_a_url_is_a_value_and_not_fetched_as_a_config(config, tiny_norm
 def test_numbers_that_cannot_be_are_named(option, config, tiny_normals, capsys, tmp_path):
     message = error_of(capsys, ["fit", *config, *tiny_normals, f"--run.folder={tmp_path}", option], code=1)
     assert option.removeprefix("--") in message
+
+
+def test_a_run_on_damaged_samples_alone_names_them_and_keeps_their_list(
+    config, tiny_normals, synth_cache, capsys, tmp_path
+):
+    source = next((synth_cache / "synth").glob("train-*"))
+    shutil.copytree(source, tmp_path / "train")
+    for tar in (tmp_path / "train").glob("*.tar"):
+        tar.write_bytes(tar.read_bytes()[:-4096])
+    own = [option for option in tiny_normals if not option.startswith("--data.synth")]
+    args = [*config, *own, f"--data.train={tmp_path / 'train'}", f"--run.folder={tmp_path}", "--trainer.max_steps=20"]
+    message = error_of(capsys, ["fit", *args], code=1)
+    assert "16 of 16 training samples could not be used" in message
+    run = tmp_path / "normals" / "version_0"
+    assert len((run / "bad_samples.jsonl").read_text().splitlines()) == 16
+    assert not (run / "weights.safetensors").exists()
