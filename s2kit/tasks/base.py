@@ -16,6 +16,7 @@ from s2kit import optim
 from s2kit.inference.geometry import unletterbox
 from s2kit.models import create_backbone
 from s2kit.models.checkpoints import load_weights
+from s2kit.planning.flops import Flops, task_flops
 
 #: ImageNet statistics of RGB in 0..255 (release, data).
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -68,6 +69,8 @@ class Task(LightningModule):
     baseline_title: ClassVar[str] = "trivial baseline"
     #: Whose weights a training started from: a file's name or ``hf://owner/name``; None for random ones.
     weights_from: str | None = None
+    #: Whether the last optimiser step was left out, because its gradient was not finite.
+    skipped: bool = False
     #: Peak learning rates that differ from 5e-4, by arch.
     published_lr: ClassVar[dict[str, float]] = {}
 
@@ -169,6 +172,19 @@ class Task(LightningModule):
         """Return the pictures of one sample (title -> uint8 (H, W, 3) RGB), in the order to be shown."""
         raise NotImplementedError
 
+    def flops(self) -> Flops:
+        """Return the FLOPs of a training step per picture."""
+        first, second = task_flops(self.backbone, self.decode_head, self.image_size)
+        return first + second
+
+    def configure_model(self) -> None:
+        """Shard the model where the strategy says so (FSDP2); Lightning calls this with the strategy's devices."""
+        if self.device_mesh is not None:
+            from s2kit.strategies.fsdp2 import shard
+
+            compute = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+            shard(self, self.device_mesh["data_parallel"], compute)
+
     def summary(self, training: bool = True) -> str:
         """Return one line: the task, the backbone, its input and the numbers of parameters."""
         backbone, head = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (self.backbone, self.decode_head))
@@ -230,12 +246,21 @@ class Task(LightningModule):
         self._batch_keys = batch["key"]
         self._log_data(batch)
         if not batch["key"]:
-            return sum(parameter.sum() * 0.0 for parameter in self.parameters())
+            return self.blank_loss()
         losses = self.training_losses(batch)
         size = len(batch["key"])
         self.log("train/loss", losses["loss"], prog_bar=True, batch_size=size)
         self.log_dict({f"train/{name}": losses[name] for name in losses if name != "loss"}, batch_size=size)
         return losses["loss"]
+
+    def blank_loss(self) -> Tensor:
+        """Return 0 with a gradient of 0, of a blank picture: what a rank adds to a step that has no sample for it.
+
+        The model runs all the same, as other ranks wait for this one's part in what they gather and reduce.
+        """
+        output = self(self.normalise(torch.zeros(1, 3, *self.image_size, device=self.device)))
+        parts = output.values() if isinstance(output, dict) else output if isinstance(output, tuple) else (output,)
+        return sum(0.0 * part.float().sum() for part in parts if isinstance(part, Tensor))
 
     def _log_data(self, batch: dict[str, Any]) -> None:
         """Count the samples, and those that the loader could not use.
@@ -298,6 +323,12 @@ class Task(LightningModule):
         """Tell whether weight decay applies to a parameter."""
         return optim.is_decayed(name, parameter)
 
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run, over which schedules are laid."""
+        trainer = self.trainer
+        return int(trainer.max_steps if trainer.max_steps > 0 else trainer.estimated_stepping_batches)
+
     def configure_optimizers(self) -> dict[str, Any]:
         hparams = self.hparams
         lr = hparams.lr if hparams.lr is not None else self.published_lr.get(hparams.arch, 5e-4)
@@ -308,10 +339,9 @@ class Task(LightningModule):
             self.named_parameters(), lr, hparams.weight_decay, layer_decay, self.backbone.config.depth, self.decays
         )
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(hparams.betas), fused=True)
-        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else self.trainer.estimated_stepping_batches
         warmup = 0 if self.trainer.fast_dev_run else hparams.warmup_steps
         final = getattr(hparams, "final_lr", 0.0) / lr
-        factor = optim.learning_rate_factor(int(steps), warmup, hparams.schedule, final=final)
+        factor = optim.learning_rate_factor(self.total_steps, warmup, hparams.schedule, final=final)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -331,10 +361,11 @@ class Task(LightningModule):
         limit = gradient_clip_val if gradient_clip_val is not None else self.hparams.clip
         if limit is None:
             limit = optim.GRADIENT_CLIP.get(self.hparams.arch, optim.DEFAULT_GRADIENT_CLIP)
+        norm = self._gradient_norm(optimizer)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, limit)
-        self.log("train/gradient_norm", norm, batch_size=max(1, len(self._batch_keys)))
-        if bool(torch.isfinite(norm)):
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        self.skipped = not bool(torch.isfinite(norm))
+        if not self.skipped:
             self._bad_steps = 0
             return
         self._bad_steps += 1
@@ -343,6 +374,21 @@ class Task(LightningModule):
         if self._bad_steps >= MAX_BAD_STEPS:
             raise RuntimeError(f"{where}; {MAX_BAD_STEPS} such steps in a row, so the run stops. Lower model.lr?")
         rank_zero_warn(f"{where}; the step is skipped")
+
+    def _gradient_norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Return the norm of the whole gradient, over all shards, and log it and that of each part of the task."""
+        by_part: dict[str, list[Tensor]] = {}
+        for group in optimizer.param_groups:
+            for name, parameter in zip(group["names"], group["params"]):
+                if parameter.grad is not None:
+                    by_part.setdefault(name.partition(".")[0], []).append(parameter.grad)
+        norms = {name: nn.utils.get_total_norm(gradients) for name, gradients in by_part.items()}
+        # A shard's norm is a part of the whole one, which all ranks must know to decide alike.
+        norms = {name: norm.full_tensor() if hasattr(norm, "full_tensor") else norm for name, norm in norms.items()}
+        total = torch.stack([*norms.values()]).norm() if norms else torch.zeros((), device=self.device)
+        values = {"train/gradient_norm": total} | {f"train/gradient_norm/{name}": norm for name, norm in norms.items()}
+        self.log_dict(values, batch_size=max(1, len(self._batch_keys)))
+        return total
 
     # ------------------------------------------------------------------------------------------------ plain Python
 
