@@ -3,11 +3,14 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 
 @contextlib.contextmanager
-def hold_alone(lock: Path, folder: Path) -> Iterator[None]:
+def hold_alone(lock: Path, folder: Path) -> Iterator[IO[str] | None]:
     """Hold the file ``lock``; the operating system lets go of it when the process ends, however it ends.
+
+    A child process that inherits the open file, which is given, holds it too.
 
     Args:
         lock: Made if needed, in an existing folder.
@@ -20,7 +23,7 @@ def hold_alone(lock: Path, folder: Path) -> Iterator[None]:
         import fcntl
     except ImportError:
         # Windows has no such lock: there, two calls at once are the caller's to avoid.
-        yield
+        yield None
         return
     with open(lock, "w") as file:
         try:
@@ -29,4 +32,4 @@ def hold_alone(lock: Path, folder: Path) -> Iterator[None]:
             raise RuntimeError(
                 f"another process is making a set in {folder}; wait for it or choose another folder"
             ) from None
-        yield
+        yield file

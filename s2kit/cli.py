@@ -27,6 +27,8 @@ TOOLS = {
         "s2kit.tools.bench",
         "measure a backbone beside the transformers port, and reading beside other readers",
     ),
+    "probe": ("s2kit.tools.probe", "score a frozen backbone: light heads for the tasks, and nearest neighbours"),
+    "sweep": ("s2kit.tools.sweep", "run a grid of commands, restartable at any point, and tabulate the results"),
     "plan": ("s2kit.tools.plan", "say what a config costs: parameters, FLOPs, memory, batch, time"),
 }
 

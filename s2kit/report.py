@@ -1,9 +1,14 @@
 """Metrics as tables in the terminal."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.table import Table
 
-from s2kit.tasks import Task
+if TYPE_CHECKING:
+    from s2kit.tasks import Task
 
 
 def show(value: float | None) -> str:

@@ -1,0 +1,1 @@
+"""Grids of commands: run, gone on with after any interruption, and put into tables."""
