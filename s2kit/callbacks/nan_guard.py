@@ -28,6 +28,11 @@ class NaNGuard(Callback):
         self.written: list[Path] = []
         self._batches: list[dict[str, Any]] = []
         self._step = -1
+        self._folder = Path()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Here, where all ranks are: the Trainer asks rank 0 for it, and a step may fail on one rank alone.
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "nan"
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if len(self.written) >= self.limit:
@@ -48,9 +53,8 @@ class NaNGuard(Callback):
         batches, self._batches = self._batches, []
         if not batches or not getattr(task, "skipped", False) or trainer.fast_dev_run:
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "nan"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"step{self._step:06d}_rank{trainer.global_rank}.pt"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"step{self._step:06d}_rank{trainer.global_rank}.pt"
         torch.save({"step": self._step, "precision": str(trainer.precision), "batches": batches}, path)
         self.written.append(path)
         print(f"step {self._step} is kept in {path}; replay it: s2kit.callbacks.nan_guard.replay(task, path)")

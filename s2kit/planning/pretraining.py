@@ -23,8 +23,8 @@ from s2kit.planning.plan import Plan, complete_plan, count_parameters
 #: Maps of the logits' size in float32 that the contrast keeps or works in: logits over temperature, their
 #: log-softmax, its gradient, and the teacher's probabilities of the global crops among them.
 LOGIT_MAPS = 4
-#: Maps of the target's size in float32: crop, target, prediction, their difference, its square and its gradient.
-TARGET_MAPS = 6
+#: Maps of the target's size in float32: its difference from the prediction, and the gradients of both.
+TARGET_MAPS = 3
 
 
 @dataclass(frozen=True)

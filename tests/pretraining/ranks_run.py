@@ -87,7 +87,7 @@ class Recorder(Callback):
     def on_train_batch_end(self, trainer, task, outputs, batch, batch_idx) -> None:
         values = {name: value.detach().clone() for name, value in trainer.callback_metrics.items()}
         if dist.is_initialized():
-            for name in sorted(name for name in values if "norm" not in name):
+            for name in sorted(name for name in values if name.startswith("train/") and "norm" not in name):
                 dist.all_reduce(values[name])
                 values[name] /= dist.get_world_size()
         self.losses.append({name: float(value) for name, value in values.items()})

@@ -53,12 +53,10 @@ def test_flops_of_a_step_agree_with_torchs_counter(monkeypatch, options):
     assert flops.model == task.flops().model
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
-def test_what_a_step_keeps_is_planned(checkpointing):
+def test_what_a_step_keeps_is_planned():
     """Storages that autograd saves in a step of four pictures, without parameters."""
     torch.manual_seed(0)
-    backbone = {**OPTIONS["backbone"], "checkpointing": checkpointing}
-    task = Pretraining(**{**OPTIONS, "backbone": backbone}).train()
+    task = Pretraining(**OPTIONS).train()
     image = torch.zeros(4, 3, 64, 48, dtype=torch.uint8)
     batch = {"image": image, "key": list("abcd"), "seed": [0, 1, 2, 3], "size": torch.tensor([[64, 48]] * 4)}
     batch = task.draw_views(batch, training=True)
@@ -74,4 +72,4 @@ def test_what_a_step_keeps_is_planned(checkpointing):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         task.training_losses(batch)["loss"]
     kept = pretraining_activations(task, 4, numerics("32-true", "cpu"))
-    assert kept.backbone + kept.head + kept.loss + kept.batch == pytest.approx(sum(saved.values()), rel=0.35)
+    assert kept.backbone + kept.head + kept.loss == pytest.approx(sum(saved.values()), rel=0.1)

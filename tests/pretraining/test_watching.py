@@ -109,7 +109,7 @@ def test_replayed_with_whole_weights_it_is_the_step_that_should_have_been(kept):
 
 
 def test_norms_of_parts_make_the_norm_of_the_whole(tmp_path):
-    recorder = ranks_run.train(tmp_path, 1, 4)
+    recorder = ranks_run.train(tmp_path, 2, 4)
     values = recorder.losses[0]
     parts = [values[f"train/gradient_norm/{name}"] for name in ("backbone", "decoder", "head")]
     assert values["train/gradient_norm"] == pytest.approx(np.linalg.norm(parts), rel=1e-5)
@@ -152,7 +152,7 @@ def test_colours_of_features_are_their_main_directions_with_the_middle_bright():
     strengths = torch.tensor([-8.0, 3.0, -1.0])  # a direction may come with either sign
     maps = torch.stack([person, person * y, person * x])
     patches = torch.einsum("khw,k,kd->dhw", maps, strengths, basis[:3]) + 0.01 * torch.randn(10, 16, 12)
-    colours = feature_colours(torch.stack([patches, patches + 5.0]))
+    colours = feature_colours(torch.stack([patches, patches]) + 5.0)
     assert colours.shape == (2, 3, 16, 12) and colours.min() == 0 and colours.max() == 1
     for one in colours:
         inside, outside = one[0][person > 0].mean(), one[0][person == 0].mean()
