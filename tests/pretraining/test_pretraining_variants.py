@@ -7,7 +7,7 @@ import ranks_run
 import torch
 from safetensors.torch import save_file
 
-from s2kit.models import create_backbone
+from s2kit.models import create_backbone, layers
 from s2kit.pretraining import Pretraining
 
 
@@ -129,3 +129,30 @@ def test_accumulated_batches_are_one_step_of_every_schedule(tmp_path, monkeypatc
         expected = momentum * states[step - 1][f"teacher.{name}"] + (1 - momentum) * states[step][name]
         torch.testing.assert_close(states[step][f"teacher.{name}"], expected, atol=1e-7, rtol=1e-6)
     assert len({tuple(state[name].flatten()[:3].tolist()) for state in recorder.states}) == 4
+
+
+@pytest.mark.parametrize("tokenizer", [None, 1])
+def test_what_is_visible_is_computed_as_in_the_full_pass_with_the_rest_hidden_from_attention(monkeypatch, tokenizer):
+    fields = {"patch_size": 4, "embed_dim": 32, "num_heads": 4, "depth": 3, "mlp_dim": 64, "full_attention_ends": 1}
+    torch.manual_seed(0)
+    backbone = create_backbone("sapiens2_nano", (64, 48), **fields, window_tokenizer_depth=tokenizer).eval()
+    grid = backbone.grid_size(64, 48)
+    images = torch.randn(2, 3, 64, 48)
+    keep = torch.stack([torch.randperm(grid[0] * grid[1])[:5] for _ in range(2)])
+    with torch.no_grad():
+        found = backbone.forward_visible(images, keep)
+    shown = torch.zeros(2, grid[0] * grid[1] + 9, dtype=torch.bool)
+    shown[:, :9] = True
+    shown.scatter_(1, keep + 9, True)
+
+    def attention(q, k, v):
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        mask = shown[:, None, None] if k.shape[2] == shown.shape[1] else None  # windows see themselves
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    monkeypatch.setattr(layers, "grouped_attention", attention)
+    with torch.no_grad():
+        full = backbone.forward_tokens(images)
+    torch.testing.assert_close(found.cls, full[:, 0], atol=1e-5, rtol=1e-5)
+    expected = full[:, 9:].gather(1, keep[..., None].expand(-1, -1, 32))
+    torch.testing.assert_close(found.tokens, expected, atol=1e-5, rtol=1e-5)
