@@ -14,6 +14,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from s2kit.errors import UserError
+
 #: Ways into a backbone beside ``forward``; their parameters must be gathered, too.
 ENTRIES = ("forward_visible", "forward_tokens", "intermediate")
 
@@ -116,9 +118,14 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     Args:
         process_group_backend: ``nccl`` or ``gloo``; by default that of the device.
+
+    Raises:
+        UserError: torch is older than 2.8, which cannot keep parameters gathered.
     """
 
     def __init__(self, process_group_backend: str | None = None) -> None:
+        if not hasattr(FSDPModule, "set_reshard_after_forward"):
+            raise UserError(f"FSDP2Strategy needs torch 2.8 or newer, this is {torch.__version__}; ddp works here")
         super().__init__(
             tensor_parallel_size=1, save_distributed_checkpoint=False, process_group_backend=process_group_backend
         )

@@ -14,9 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
 
 from s2kit.pretraining import Pretraining
 from s2kit.tasks import NormalsTask
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(FSDPModule, "set_reshard_after_forward"), reason="FSDP2Strategy needs torch 2.8 or newer"
+)
 
 PROGRAM = Path(__file__).with_name("ranks_run.py")
 TWO = {"size": 2, "ranks": 2}
