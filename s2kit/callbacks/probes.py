@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from data_modules.shards import ShardDataset
@@ -47,6 +48,10 @@ class OnlineProbes(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.fast_dev_run or not self.every:
             return
+        if self._sources(trainer.datamodule) is None:
+            rank_zero_warn("online probes are left out: the run's data have no labels, and no labelled sets are named")
+            self.every = 0
+            return
         self._validations += 1
         if self._validations % self.every == 0 and trainer.is_global_zero:
             with trainer.precision_plugin.forward_context():
@@ -60,6 +65,9 @@ class OnlineProbes(Callback):
         Args:
             task: A pretraining, in evaluation mode.
             data: Its data module, whose synthetic sets are used where none is named.
+
+        Raises:
+            UserError: There are no labelled sets.
         """
         from s2kit.probing.features import FeatureCache
         from s2kit.probing.knn import knn_accuracy, majority_accuracy
@@ -67,7 +75,10 @@ class OnlineProbes(Callback):
         from s2kit.probing.linear import linear_probe
 
         if not self._pictures:
-            self._pictures = [self._read(self._source(split, data), task.image_size) for split in ("train", "val")]
+            sources = self._sources(data)
+            if sources is None:
+                raise UserError("OnlineProbes needs labelled sets: name train and val, both of data synth")
+            self._pictures = [self._read(source, task.image_size) for source in sources]
         cache = FeatureCache(task.exported_backbone, self.batch_size)
         first, second = (cache.cls(cache.rows(pictures)) for pictures, _ in self._pictures)
         values = {}
@@ -79,20 +90,11 @@ class OnlineProbes(Callback):
             values[f"majority_{name}"] = majority_accuracy(*labels)
         return values
 
-    def _source(self, split: str, data: Any) -> str:
-        """The labelled shard set of a split.
-
-        Raises:
-            UserError: None is named, and the run's data are not synthetic.
-        """
-        named = getattr(self, split)
-        if named is not None:
-            return named
-        if data is None or not data.is_synthetic:
-            raise UserError(
-                f"OnlineProbes.{split} is not given, and the run's data have no labels: name a set of data synth"
-            )
-        return str(data.synth.folder(split))
+    def _sources(self, data: Any) -> list[str] | None:
+        """The labelled shard sets for training and scoring: those named, or the run's synthetic ones, if it has any."""
+        own = {} if data is None or not data.is_synthetic else {s: str(data.synth.folder(s)) for s in ("train", "val")}
+        sources = [self.train or own.get("train"), self.val or own.get("val")]
+        return None if None in sources else sources
 
     def _read(self, source: str, size: tuple[int, int]) -> tuple[Tensor, list[dict[str, str]]]:
         """Pictures uint8 (N, 3, H, W) at the network's size, and the classes of each."""
