@@ -361,7 +361,7 @@ class Task(LightningModule):
         limit = gradient_clip_val if gradient_clip_val is not None else self.hparams.clip
         if limit is None:
             limit = optim.GRADIENT_CLIP.get(self.hparams.arch, optim.DEFAULT_GRADIENT_CLIP)
-        norm = self._gradient_norm(optimizer)
+        norm = self._gradient_norm()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         self.skipped = not bool(torch.isfinite(norm))
@@ -375,13 +375,12 @@ class Task(LightningModule):
             raise RuntimeError(f"{where}; {MAX_BAD_STEPS} such steps in a row, so the run stops. Lower model.lr?")
         rank_zero_warn(f"{where}; the step is skipped")
 
-    def _gradient_norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
+    def _gradient_norm(self) -> Tensor:
         """Return the norm of the whole gradient, over all shards, and log it and that of each part of the task."""
         by_part: dict[str, list[Tensor]] = {}
-        for group in optimizer.param_groups:
-            for name, parameter in zip(group["names"], group["params"]):
-                if parameter.grad is not None:
-                    by_part.setdefault(name.partition(".")[0], []).append(parameter.grad)
+        for name, parameter in self.named_parameters():
+            if parameter.grad is not None:
+                by_part.setdefault(name.partition(".")[0], []).append(parameter.grad)
         norms = {name: nn.utils.get_total_norm(gradients) for name, gradients in by_part.items()}
         # A shard's norm is a part of the whole one, which all ranks must know to decide alike.
         norms = {name: norm.full_tensor() if hasattr(norm, "full_tensor") else norm for name, norm in norms.items()}
