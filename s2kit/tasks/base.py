@@ -66,6 +66,8 @@ class Task(LightningModule):
     #: Units of the metrics, and what ``baseline_*`` metrics are, for the table in the terminal.
     metric_units: ClassVar[dict[str, str]] = {}
     baseline_title: ClassVar[str] = "trivial baseline"
+    #: What metrics that are named ``metric/something`` are of.
+    row_title: ClassVar[str] = "class"
     #: Whose weights a training started from: a file's name or ``hf://owner/name``; None for random ones.
     weights_from: str | None = None
     #: Peak learning rates that differ from 5e-4, by arch.
