@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from data_modules.collate import collate, collate_training
 from s2kit.export import export_task
 from s2kit.pose import encode_heatmaps
+from s2kit.report import print_metrics
 from s2kit.schemas import SchemaError, load_keypoint_set
 from s2kit.tasks import PoseTask, load_task
 
@@ -162,6 +163,27 @@ def test_wrong_schemas_are_named():
         task.compute_losses(torch.zeros(1, 17, 32, 24), collate([item("a", points=133)]))
     with pytest.raises(ValueError, match="sigma=0: it must be positive"):
         PoseTask(**TINY, sigma=0)
+
+
+def test_parts_have_a_table_of_their_own(capsys):
+    task = PoseTask(**{**TINY, "schema": None})
+    batch = collate([item("a", points=308, training=False), item("b", points=308, seed=1, training=False)])
+    predictions = [torch.cat([points, torch.ones(308, 1)], dim=1) for points in batch["keypoints"]]
+    parts = list(task.keypoint_set.groups)
+    face = list(task.keypoint_set.groups["face"])
+    predictions[1][face, :2] += 1000
+    predictions[1][:, 2] = 0.9  # ranked last
+    task.update_metrics("test", predictions, batch)
+    values = {name: float(value) for name, value in task.compute_metrics("test").items()}
+    assert values["AP/body"] == 100 and values["AP/face"] == pytest.approx(100 * 51 / 101)
+    print_metrics(task, {f"test/{name}": value for name, value in values.items()})
+    first, second = capsys.readouterr().out.split("pose: test set, by part")
+    assert "mean pose in the box" in first and not any(part in first for part in parts)
+    rows = [line for line in second.splitlines() if line.startswith("│")]
+    assert [row.split()[1] for row in rows] == parts
+    cells = next(row for row in rows if "face" in row).split("│")[2:]
+    assert [float(cell) for cell in cells[:2]] == [round(values["AP/face"], 2), round(values["AR/face"], 2)]
+    assert float(cells[2]) == pytest.approx(values["baseline_AP/face"], abs=0.01)
 
 
 def test_an_exported_model_predicts_the_same(tmp_path):
