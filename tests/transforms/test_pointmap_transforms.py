@@ -118,9 +118,13 @@ def test_undefined_depth_and_near_points(chart):
         else:
             transform(sample, rng)
     del sample["intrinsics"]
-    with pytest.raises(SampleRejected, match="'plane' rejected: it has no 'intrinsics'; it has alpha, box, depth, image"):
+    with pytest.raises(
+        SampleRejected, match="'plane' rejected: it has no 'intrinsics'; it has alpha, box, depth, image"
+    ):
         transform(sample, rng)
-    with pytest.raises(SampleRejected, match="'plane' rejected: it has 'depth', but no 'intrinsics' to make points with"):
+    with pytest.raises(
+        SampleRejected, match="'plane' rejected: it has 'depth', but no 'intrinsics' to make points with"
+    ):
         pointmap_labels(sample)
 
 
