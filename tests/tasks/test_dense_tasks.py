@@ -35,6 +35,8 @@ HEADS = {
     PointmapTask: {**HEAD, "scale_channels": (8, 8, 8), "scale_hidden": (8,)},
 }
 DENSE = [SegmentationTask, PointmapTask, AlbedoTask, MattingTask]
+#: Of the loss, where there are not two.
+FORMS = {MattingTask: ("release",)}
 FOCAL = 60.0
 
 
@@ -143,9 +145,12 @@ def test_a_flip_test_makes_predictions_mirror_with_the_picture(kind):
         assert bool(equal) is flip_test
 
 
-@pytest.mark.parametrize("kind", DENSE)
-def test_all_invalid_batches_change_nothing(kind):
-    task = make(kind, lr=1e-2, weight_decay=0.0)
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [(kind, form) for kind in [*DENSE, NormalsTask] for form in FORMS.get(kind, ("release", "paper"))],
+)
+def test_all_invalid_batches_change_nothing(kind, form):
+    task = make(kind, lr=1e-2, weight_decay=0.0, loss=form)
     items = [item("a"), item("b")]
     for sample in items:
         sample["valid"][:] = False
@@ -156,10 +161,17 @@ def test_all_invalid_batches_change_nothing(kind):
     if kind is not MattingTask:  # alpha is known everywhere
         assert all(float(value.detach()) == 0 for value in part.values())
         before = [parameter.detach().clone() for parameter in task.parameters()]
-        train(task, items, 1)
+        logged = train(task, items, 1).callback_metrics
+        assert {float(value) for name, value in logged.items() if name.startswith("train/")} == {0.0}
+        assert {"train/loss", "train/gradient_norm"} < set(logged)
         assert all(torch.equal(one, other) for one, other in zip(before, task.parameters()))
     else:
         assert all(float(part[f"foreground_{term}"].detach()) == 0 for term in ("l1", "gradient", "laplacian"))
+        sum(value for name, value in part.items() if name.startswith("foreground")).backward()
+        assert all(parameter.grad is None or (parameter.grad == 0).all() for parameter in task.parameters())
+        assert task.decode_head.output.weight.grad is not None
+        logged = train(task, items, 1).callback_metrics
+        assert torch.isfinite(logged["train/gradient_norm"]) and logged["train/gradient_norm"] > 0
 
 
 @pytest.mark.parametrize("kind", DENSE)

@@ -112,6 +112,23 @@ def test_a_perfect_heatmap_has_no_loss_and_full_pck():
     assert losses["loss"] == losses["PCK"] == 0
 
 
+@pytest.mark.parametrize("form", ["release", "paper"])
+def test_a_batch_without_labels_changes_nothing(form):
+    task = PoseTask(**TINY, lr=1e-2, weight_decay=0.0, loss=form)
+    items = [item("a", seed=1), item("b", seed=2)]
+    for one in items:
+        one["visibility"][:] = 0
+        one["keypoints"][:] = 0
+    before = [parameter.detach().clone() for parameter in task.parameters()]
+    trainer = Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    trainer.fit(task, DataLoader(items, batch_size=2, collate_fn=collate_training))
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
+    assert set(logged.values()) == {0.0} and {"train/loss", "train/PCK", "train/gradient_norm"} < set(logged)
+    assert all(torch.equal(one, other) for one, other in zip(before, task.parameters()))
+
+
 def test_a_few_steps_fit_two_persons():
     torch.manual_seed(0)
     task = PoseTask(**TINY, lr=5e-3, sigma=2.0)
