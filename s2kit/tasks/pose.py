@@ -54,6 +54,7 @@ class PoseTask(Task):
     }
     baseline_title: ClassVar[str] = "mean pose in the box"
     row_title: ClassVar[str] = "part"
+    load_schema = staticmethod(load_keypoint_set)
 
     def __init__(
         self,

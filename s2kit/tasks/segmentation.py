@@ -49,6 +49,7 @@ class SegmentationTask(Task):
         "boundary_f": "%",
     }
     baseline_title: ClassVar[str] = "most frequent class"
+    load_schema = staticmethod(load_class_list)
 
     def __init__(
         self,

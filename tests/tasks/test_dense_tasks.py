@@ -9,6 +9,7 @@ import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
+from data_modules import SegmentationDataModule
 from data_modules.collate import collate, collate_training
 from s2kit.export import export_task
 from s2kit.inference.geometry import letterbox_matrix, unletterbox
@@ -363,6 +364,17 @@ def test_labels_of_another_schema_are_an_error():
     batch["labels"][0, 5, 5] = 28
     with pytest.raises(ValueError, match=r"hold the value 28; the model has classes 0 to 27.* another schema"):
         task.compute_losses(torch.zeros(2, 28, *SIZE), batch)
+
+
+@pytest.mark.parametrize(("given", "fits"), [("sapiens2-29", True), ("sapiens1-28", False), ("lip-20", False)])
+def test_model_and_data_number_their_labels_alike(given, fits):
+    """LIP's 20 classes are all numbers that 29 classes have, too: no label would be out of range."""
+    task = make(SegmentationTask)
+    data = SegmentationDataModule(given, root="nowhere")
+    trainer = Trainer(fast_dev_run=True, accelerator="cpu", logger=False, enable_progress_bar=False)
+    message = "no folder" if fits else rf"model\.schema=29, but data\.schema={given}: give both the same"
+    with pytest.raises((SchemaError, FileNotFoundError), match=message):
+        trainer.validate(task, datamodule=data)
 
 
 def test_segmentation_scores_by_class(capsys):

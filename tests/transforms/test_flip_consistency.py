@@ -20,7 +20,7 @@ TASKS: dict[str, tuple[type, dict[str, Any], tuple[str, ...]]] = {
     "matting": (T.MattingTrainTransform, {"person_crop": True, "recomposite": 1.0}, ("alpha", "foreground", "valid")),
     "pose": (T.PoseTrainTransform, {}, ("keypoints", "visibility")),
 }
-#: The crop of the person is no step with a probability, but a switch.
+#: Further options: the whole of a small sample is valid, and the 133 names say their side.
 OPTIONS = {"pose": {"schema": 133}, "normals": {"max_valid": 1.0}, "pointmap": {"max_valid": 1.0}}
 
 
