@@ -1,15 +1,21 @@
 """The pose task: places through crop and heatmap, the flip test, schemas, learning, panels, loading."""
 
+import io
 import json
+import re
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
 from data_modules.collate import collate, collate_training
+from s2kit.callbacks import StepProgress
 from s2kit.export import export_task
 from s2kit.pose import encode_heatmaps
 from s2kit.report import print_metrics
@@ -146,6 +152,33 @@ def test_a_few_steps_fit_two_persons():
     trainer.fit(task, DataLoader(items, batch_size=2, collate_fn=collate_training))
     assert before < 20
     assert pck() > 90
+
+
+def test_the_bar_shows_the_loss_and_the_monitored_metric(tmp_path):
+    """After a validation; everything else goes to the loggers alone, each part by a name of its own."""
+    items, scored = ([item(key, 133, seed, training) for seed, key in enumerate("ab")] for training in (True, False))
+    bar, screen = StepProgress(), io.StringIO()
+    bar._console = Console(file=screen, force_terminal=True, width=200)
+    task = PoseTask(**{**TINY, "schema": "coco-wholebody-133"})
+    trainer = Trainer(
+        max_steps=2,
+        val_check_interval=1,
+        num_sanity_val_steps=0,
+        accelerator="cpu",
+        logger=TensorBoardLogger(tmp_path, ""),
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[bar],
+    )
+    loaders = [DataLoader(items, batch_size=2, collate_fn=collate_training), DataLoader(scored, 2, collate_fn=collate)]
+    trainer.fit(task, *loaders)
+    shown = set(trainer.progress_bar_metrics)
+    assert shown == {"train/loss", task.monitor} == {"train/loss", "val/OKS"}
+    assert re.search(r"training.*2/2.*train/loss \d+\.\d+, val/OKS \d+\.\d+", screen.getvalue())
+    events = EventAccumulator(trainer.logger.log_dir).Reload()
+    names = set(events.Tags()["scalars"])
+    assert {"val/OKS", "val/AP", "val/AP_M", "val/PCK"} <= names
+    assert {f"val/{name}/{part}" for name in ("AP", "AR") for part in task.keypoint_set.groups} <= names
 
 
 def test_a_flip_test_makes_heatmaps_mirror_with_the_picture():
