@@ -240,7 +240,9 @@ def test_an_exported_model_predicts_the_same(tmp_path):
     torch.manual_seed(0)
     task = PoseTask(**TINY).eval()
     picture = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
-    export_task(task, tmp_path)
+    export_task(task, tmp_path, {"test/AP": 12.5, "test/AP_L": float("nan")})
+    described = json.loads((tmp_path / "model.json").read_text(), parse_constant=pytest.fail)
+    assert described["metrics"] == {"test/AP": 12.5, "test/AP_L": None}
     again = load_task(None, tmp_path / "weights.safetensors")
     assert again.hparams.schema == "coco-17"
     before, after = task.predict(picture)[0], again.predict(picture)[0]
