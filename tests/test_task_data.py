@@ -239,6 +239,8 @@ def test_evaluation_can_be_cut_to_the_person(root):
         height, width = item["source_size"]
         label = next(item[key] for key in ("labels", "pointmap", "albedo", "alpha") if key in item)
         assert label.shape[-2:] == (height, width) and (height, width) != (64, 48)
+        if name == "AlbedoDataModule":
+            assert item["normals"].shape == label.shape and item["normals"][:, item["valid"][0]].std() > 0.1
         assert width >= sample["box"][2] - sample["box"][0] - 1 and height >= sample["box"][3] - sample["box"][1] - 1
 
 
