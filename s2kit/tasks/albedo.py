@@ -34,6 +34,7 @@ class AlbedoTask(Task):
         "psnr": "dB",
         "ssim": "at most 1",
     }
+    takes_mask: ClassVar[bool] = True
     baseline_title: ClassVar[str] = "mean colour"
 
     def __init__(

@@ -1,6 +1,6 @@
 """Matting: how much of every pixel a person covers, and in what colour."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -39,6 +39,7 @@ class MattingTask(Task):
         "alpha_mae": "of 1",
         "foreground_l1": "of 1",
     }
+    picture_fit: ClassVar[str] = "stretch"
     baseline_title: ClassVar[str] = "the person's box"
 
     def __init__(
@@ -86,11 +87,6 @@ class MattingTask(Task):
             values |= {f"baseline_{name}": value for name, value in self.test_baseline.compute().items()}
             self.test_baseline.reset()
         return values
-
-    def picture_transform(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        from data_modules.transforms import EvalTransform
-
-        return EvalTransform(self.image_size, fit="stretch")
 
     def draw(self, prediction: np.ndarray, picture: np.ndarray) -> np.ndarray:
         return dense_drawing.draw_composite(prediction)

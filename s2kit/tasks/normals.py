@@ -36,6 +36,7 @@ class NormalsTask(Task):
         **dict.fromkeys(("mean", "median", "rmse"), "degrees"),
         **dict.fromkeys(("within_5", "within_11.25", "within_22.5", "within_30"), "% of pixels"),
     }
+    takes_mask: ClassVar[bool] = True
     baseline_title: ClassVar[str] = "best constant normal"
     #: The frame of the vectors, written to model.json.
     frame: ClassVar[str] = "x right, y up, z to the camera"
@@ -75,6 +76,10 @@ class NormalsTask(Task):
         normals = unletterbox(output[index].float(), batch["crop"][index], (height, width))
         signs = [-1.0 if axis in self.hparams.flip_axes else 1.0 for axis in "xyz"]
         return F.normalize(normals, dim=0, eps=1e-6) * normals.new_tensor(signs).view(3, 1, 1)
+
+    def close_tiles(self, values: Tensor) -> Tensor:
+        """Return blended normals (3, rows, W) of unit length again."""
+        return F.normalize(values, dim=0, eps=1e-6)
 
     def update_metrics(self, stage: str, predictions: Sequence[Tensor], batch: dict[str, Any]) -> None:
         for prediction, normals, valid in zip(predictions, batch["normals"], batch["valid"]):

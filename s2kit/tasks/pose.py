@@ -1,13 +1,17 @@
 """Keypoints of one person in a picture, top-down."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
+from data_modules.transforms import PoseEvalTransform
+from data_modules.transforms.checks import to_planes
+from data_modules.transforms.geometry import scale_matrix, translation_matrix, warp_image
 from s2kit.inference.pose_drawing import draw_offsets, draw_pose
 from s2kit.losses.pose import HARD_KEYPOINTS, PoseLoss
 from s2kit.metrics.pose import PCK_SHARE, PoseMetric
@@ -57,6 +61,8 @@ class PoseTask(Task):
         "PCK": "% of keypoints",
         "OKS": "%, mean",
     }
+    takes_tiles: ClassVar[bool] = False
+    takes_boxes: ClassVar[bool] = True
     baseline_title: ClassVar[str] = "mean pose in the box"
 
     def __init__(
@@ -131,6 +137,34 @@ class PoseTask(Task):
         source = (keypoints[:, :, None] * inverse[:, None, :2, :2]).sum(dim=-1) + inverse[:, None, :2, 2]
         return list(torch.cat([source, scores[..., None]], dim=-1))
 
+    def picture_transform(
+        self, image_size: tuple[int, int] | None = None
+    ) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        return PoseEvalTransform(image_size or self.image_size, schema=self.hparams.schema)
+
+    def samples(self, picture: np.ndarray, boxes: np.ndarray | None) -> list[dict[str, Any]]:
+        """Return one sample a person; without ``boxes`` (N, 4) the whole picture is one."""
+        if boxes is None:
+            return [{"key": "", "image": picture}]
+        return [{"key": "", "image": picture, "box": box} for box in boxes]
+
+    def scaled_item(
+        self, sample: dict[str, Any], base: dict[str, Any], image_size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """Return the same part of the picture in another size, corner pixel's centre on corner pixel's centre.
+
+        So heatmaps of both lie over each other cell for cell, which they would not if the crop were made anew: the
+        size in whole tokens may have another aspect.
+        """
+        (height, width), (own_height, own_width) = image_size, self.image_size
+        resize = scale_matrix((width - 1) / max(own_width - 1, 1), (height - 1) / max(own_height - 1, 1))
+        crop = translation_matrix(0.5, 0.5) @ resize @ translation_matrix(-0.5, -0.5) @ base["crop"]
+        image = to_planes(warp_image(sample["image"], crop, image_size))
+        return {**base, "image": image, "crop": crop.astype(np.float32)}
+
+    def rescale(self, output: Tensor, batch: dict[str, Any], base_output: Tensor, base: dict[str, Any]) -> Tensor:
+        return interpolate(output, base_output.shape[-2:], mode="bilinear", align_corners=True)
+
     def update_metrics(self, stage: str, predictions: Sequence[Tensor], batch: dict[str, Any]) -> None:
         metrics = self.test_metrics if stage == "test" else self.val_metrics
         predicted = torch.stack(list(predictions))
@@ -158,6 +192,10 @@ class PoseTask(Task):
     def to_numpy(self, prediction: Tensor) -> np.ndarray:
         """Return a finished prediction as float32 (K, 3)."""
         return prediction.float().cpu().numpy()
+
+    def gather(self, predictions: Sequence[np.ndarray]) -> np.ndarray:
+        """Return float32 (N, K, 3) of N people."""
+        return np.stack(predictions) if len(predictions) else np.zeros((0, len(self.keypoint_set), 3), np.float32)
 
     def draw(self, prediction: np.ndarray, picture: np.ndarray) -> np.ndarray:
         return draw_pose(picture, prediction, self.keypoint_set)
