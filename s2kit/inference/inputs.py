@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import queue
+import tempfile
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
@@ -14,10 +20,11 @@ from urllib.parse import unquote, urlsplit
 from data_modules.images import EXTENSIONS, ImageError, list_images, listed, output_stems, read_image
 from s2kit.errors import UserError
 from s2kit.inference import video
-from s2kit.inference.fetching import fetch, is_url
-from s2kit.inference.predictor import Picture
+from s2kit.inference.fetching import fetch, fetch_to, is_url
+from s2kit.inference.predictor import Frame, Picture
 
 T = TypeVar("T")
+_THREADS = max(1, min(8, os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)
@@ -122,3 +129,88 @@ def in_order(jobs: Iterable[Callable[[], T]], pool: ThreadPoolExecutor, ahead: i
     finally:
         for future in pending:
             future.cancel()
+
+
+def frames_of(source: Source) -> Iterator[Picture]:
+    """Yield the frames of a video; its last one says so. What is wrong comes as a last picture with an ``error``."""
+    held: Picture | None = None
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(source.where)
+            if is_url(source.where):
+                path = Path(folder) / f"video{_path_of(source.where).suffix}"
+                fetch_to(source.where, path)
+            with video.VideoReader(path) as reader:
+                for index, seconds, image in reader:
+                    if held is not None:
+                        yield held
+                    frame = Frame(source.name, index, seconds, reader.fps)
+                    held = Picture(f"{source.name}/{index:06d}", f"{source.where}/{index:06d}", image, frame=frame)
+    except (ImageError, video.VideoError) as error:
+        if held is not None:
+            yield held
+        frame = Frame(source.name, -1, 0.0, Fraction(25), last=True)
+        yield Picture(source.name, source.where, error=error.reason, frame=frame)
+        return
+    if held is not None:
+        yield replace(held, frame=held.frame._replace(last=True))
+
+
+def read_sources(sources: Iterable[Source], ahead: int) -> Iterator[Picture]:
+    """Yield the pictures and the frames of ``sources`` in order; up to ``ahead`` of them are read before their turn."""
+    with ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="s2kit-read") as pool:
+        yield from in_order(_jobs(sources, ahead), pool, ahead)
+
+
+def _jobs(sources: Iterable[Source], ahead: int) -> Iterator[Callable[[], Picture]]:
+    for source in sources:
+        if not source.is_video:
+            yield partial(read_picture, source)
+            continue
+        with closing(in_background(frames_of(source), ahead)) as frames:
+            for picture in frames:
+                yield partial(_same, picture)
+
+
+def _same(picture: Picture) -> Picture:
+    return picture
+
+
+def in_background(items: Iterator[T], ahead: int) -> Iterator[T]:
+    """Yield ``items``, which a thread of its own makes, up to ``ahead`` before their turn."""
+    ready: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(maxsize=max(1, ahead))
+    stopped = threading.Event()
+
+    def put(entry: tuple[bool, T | BaseException | None]) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put(entry, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put((True, item)):
+                    return
+            put((False, None))
+        except BaseException as error:  # handed over to who asked
+            put((False, error))
+        finally:
+            items.close()
+
+    thread = threading.Thread(target=work, name="s2kit-frames", daemon=True)
+    thread.start()
+    try:
+        while True:
+            going_on, item = ready.get()
+            if not going_on:
+                if item is not None:
+                    raise item
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

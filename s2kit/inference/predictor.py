@@ -7,14 +7,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from data_modules.images import read_image
 from s2kit.errors import UserError
 from s2kit.inference.items import Job, PredictOptions, TaskRunner
+from s2kit.inference.people import BoxSource, People, Tracker, WholePicture, make_people
 
 if TYPE_CHECKING:
     from s2kit.tasks.base import Task
@@ -23,27 +25,41 @@ if TYPE_CHECKING:
 WAITING = 2
 
 
+class Frame(NamedTuple):
+    """What a picture is in a video.
+
+    Attributes:
+        video: The video's name.
+        index: From 0; -1 of what is no frame but an error at the end.
+        seconds: Since the first frame.
+        fps: Of the video, on the average.
+        last: Whether none follows.
+    """
+
+    video: str
+    index: int
+    seconds: float
+    fps: Fraction
+    last: bool = False
+
+
 @dataclass
 class Picture:
     """A picture to predict.
 
     Attributes:
         name: What its outputs are called.
-        source: Its path or URL, for messages.
+        source: Its path or URL; of a video's frame with its number, ``clip.mp4/000012``.
         image: uint8 (H, W, 3) RGB; None if it could not be read.
         error: Why it could not be read, or not be predicted.
-        video: The video that it is a frame of: its name; None for a picture.
-        frame: Number of the frame in it.
-        seconds: Time of the frame in it.
+        frame: What it is in its video; None for a picture.
     """
 
     name: str
     source: str
     image: np.ndarray | None = None
     error: str | None = None
-    video: str | None = None
-    frame: int = 0
-    seconds: float = 0.0
+    frame: Frame | None = None
 
 
 @dataclass
@@ -53,18 +69,16 @@ class Result:
     Attributes:
         picture: The picture; its ``error`` says why nothing was.
         predictions: By task name, each at the picture's own size.
-        people: (boxes (N, 4), scores (N,), ids (N,) or None) of a pose, None without one.
+        people: Whose poses there are; None without poses.
         mask: The foreground, bool (H, W), if there is one.
     """
 
     picture: Picture
     predictions: dict[str, Any] = field(default_factory=dict)
-    people: Any = None
+    people: People | None = None
     mask: np.ndarray | None = None
 
 
-#: ``boxes(pictures) -> people`` (``s2kit.inference.people.People``), one a picture.
-FindPeople = Callable[[Sequence[Picture]], Sequence[Any]]
 #: ``masks(picture) -> bool (H, W) or None``; raises UserError.
 FindMask = Callable[[Picture], np.ndarray | None]
 
@@ -90,7 +104,8 @@ class Predictor:
     Args:
         tasks: In evaluation mode, on their device; one of each kind.
         options: How they run.
-        boxes: Finds the people of pictures, for poses; by default the whole picture is one.
+        boxes: Finds the people of pictures, for poses; by default the whole picture is one. In a video they are
+            followed and get numbers.
         masks: Finds the foreground of a picture.
         mask_task: A segmentation model whose foreground (all but class 0) is the mask.
 
@@ -102,7 +117,7 @@ class Predictor:
         self,
         tasks: Sequence[Task],
         options: PredictOptions | None = None,
-        boxes: FindPeople | None = None,
+        boxes: BoxSource | None = None,
         masks: FindMask | None = None,
         mask_task: Task | None = None,
     ) -> None:
@@ -110,7 +125,10 @@ class Predictor:
         names = [task.name for task in tasks]
         if twice := {name for name in names if names.count(name) > 1}:
             raise UserError(f"two models for {sorted(twice)[0]}: give one of each task, and run the others by themselves")
-        self.tasks, self.boxes, self.masks, self.mask_task = {task.name: task for task in tasks}, boxes, masks, mask_task
+        self.tasks = {task.name: task for task in tasks}
+        finds = any(task.takes_boxes for task in tasks)
+        self.boxes, self.masks, self.mask_task = (boxes or WholePicture()) if finds else None, masks, mask_task
+        self._video, self._tracker = "", Tracker()
 
     def __call__(self, pictures: Iterable[Picture]) -> Iterator[Result]:
         """Yield a result for each picture, in their order."""
@@ -148,13 +166,10 @@ class Predictor:
             yield group
 
     def _enter(self, group: list[Picture], runners: dict[str, TaskRunner]) -> list[_Entry]:
-        readable = [picture for picture in group if picture.error is None]
-        people: dict[int, Any] = {}
-        if self.boxes is not None and readable and any(task.takes_boxes for task in self.tasks.values()):
-            people = {id(picture): found for picture, found in zip(readable, self.boxes(readable))}
+        people = self._people([picture for picture in group if picture.error is None])
         entries = []
         for picture in group:
-            entry = _Entry(Result(picture, people=people.get(id(picture))))
+            entry = _Entry(Result(picture, people=people.get(picture.name)))
             entries.append(entry)
             if picture.error is None and self.masks is not None:
                 try:
@@ -164,9 +179,29 @@ class Predictor:
             if picture.error is not None:
                 continue
             for name, runner in runners.items():
-                boxes = entry.result.people.boxes if runner.task.takes_boxes and entry.result.people is not None else None
+                boxes = entry.result.people.boxes if runner.task.takes_boxes else None
                 entry.jobs[name] = runner.push(picture.image, boxes)
         return entries
+
+    def _people(self, group: list[Picture]) -> dict[str, People]:
+        """Return the people of pictures by the pictures' names; what is wrong becomes the picture's error."""
+        if self.boxes is None or not group:
+            return {}
+        try:
+            found = self.boxes([picture.source for picture in group], [picture.image for picture in group])
+        except UserError as error:
+            if len(group) > 1:
+                return {name: people for picture in group for name, people in self._people([picture]).items()}
+            group[0].error = str(error)
+            return {}
+        return {picture.name: self._follow(picture, people) for picture, people in zip(group, found)}
+
+    def _follow(self, picture: Picture, people: People) -> People:
+        if picture.frame is None:
+            return people
+        if picture.frame.video != self._video or picture.frame.index == 0:
+            self._video, self._tracker = picture.frame.video, Tracker()
+        return self._tracker.update(people)
 
     @staticmethod
     def _hurry(entry: _Entry, runners: dict[str, TaskRunner]) -> None:
@@ -217,10 +252,10 @@ def predict_images(
             picture = read_image(image) if named else np.ascontiguousarray(image)
             if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
                 raise ValueError(f"picture {index}: it must be uint8 (H, W, 3) RGB, got {picture.dtype} {picture.shape}")
-            yield Picture(str(index), str(image) if named else f"picture {index}", picture)
+            yield Picture(str(index), str(index), picture)
 
-    def find_people(pictures: Sequence[Picture]) -> list[Any]:
-        return [_given_people(picture, boxes[int(picture.name)]) for picture in pictures]
+    def find_people(names: Sequence[str], pictures: Sequence[np.ndarray]) -> list[People]:
+        return [_given_people(name, boxes[int(name)], picture) for name, picture in zip(names, pictures)]
 
     def find_mask(picture: Picture) -> np.ndarray | None:
         mask = masks[int(picture.name)]
@@ -236,26 +271,25 @@ def predict_images(
         boxes=None if boxes is None else find_people,
         masks=None if masks is None else find_mask,
     )
-    return [result.predictions[task.name] for result in predictor(read())]
+    results = []
+    for result in predictor(read()):
+        if result.picture.error is not None:
+            raise ValueError(f"picture {result.picture.name}: {result.picture.error}")
+        results.append(result.predictions[task.name])
+    return results
 
 
-@dataclass(frozen=True)
-class GivenPeople:
-    """Boxes (N, 4) float32 x0, y0, x1, y1 in continuous pixels of the picture."""
-
-    boxes: np.ndarray
-
-
-def _given_people(picture: Picture, boxes: np.ndarray | None) -> GivenPeople | None:
+def _given_people(name: str, boxes: np.ndarray | None, picture: np.ndarray) -> People:
     if boxes is None:
-        return None
+        return WholePicture()([name], [picture])[0]
     found = np.asarray(boxes, np.float32)
     if found.size == 0:
-        return GivenPeople(np.zeros((0, 4), np.float32))
+        return make_people([])
     if found.ndim != 2 or found.shape[1] not in (4, 5):
-        raise ValueError(f"boxes of picture {picture.name}: must be (N, 4) x0, y0, x1, y1, got {found.shape}")
-    wrong = ~np.isfinite(found[:, :4]).all(axis=1) | (found[:, 2] <= found[:, 0]) | (found[:, 3] <= found[:, 1])
-    if wrong.any():
-        box = found[int(np.flatnonzero(wrong)[0]), :4]
-        raise ValueError(f"boxes of picture {picture.name}: {box.tolist()} (x0, y0, x1, y1) holds no area")
-    return GivenPeople(found[:, :4])
+        raise ValueError(f"boxes of picture {name}: must be (N, 4) x0, y0, x1, y1, got {found.shape}")
+    people = make_people(found[:, :4], found[:, 4] if found.shape[1] == 5 else None)
+    usable = np.isfinite(people.boxes).all(axis=1) & (people.boxes[:, 2:] > people.boxes[:, :2]).all(axis=1)
+    if not usable.all():
+        box = people.boxes[int(np.flatnonzero(~usable)[0])]
+        raise ValueError(f"boxes of picture {name}: {box.tolist()} (x0, y0, x1, y1) holds no area")
+    return people

@@ -1,10 +1,12 @@
 """Pointmaps: the camera point of every pixel."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +22,9 @@ from s2kit.metrics.pointmap import ANGLES, DISTANCES, MeanPointmapBaseline, Poin
 from s2kit.models.heads import PointmapOutput, create_head
 from s2kit.models.heads.pixel_shuffle import PixelShuffleHead
 from s2kit.tasks.base import Task, overrides_for
+
+if TYPE_CHECKING:
+    from s2kit.inference.predictor import Result
 
 #: Least scale that a prediction is divided by: a focal length of a hundred times the canonical one.
 MIN_SCALE = 0.01
@@ -231,7 +236,18 @@ class PointmapTask(Task):
         limits = dense_drawing.depth_range(prediction.depth, prediction.valid)
         return dense_drawing.draw_depth(prediction.depth, limits, prediction.valid)
 
-    def write(self, stem: Path, prediction: Pointmap, picture: np.ndarray) -> None:
+    def views(self, prediction: Pointmap, picture: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the depth, and the normals of the points."""
+        near, far = dense_drawing.depth_range(prediction.depth, prediction.valid)
+        shown = None if prediction.valid is None else inside_of(prediction.valid)
+        return {
+            f"depth, {near:.2f} m (red) to {far:.2f} m (blue)": self.draw(prediction, picture),
+            "normals of the points": draw_normals(prediction.normals, shown),
+        }
+
+    def write(
+        self, stem: Path, prediction: Pointmap, picture: np.ndarray, result: Result | None = None
+    ) -> None:
         """Write ``<stem>.npz`` (points, depth, normals, focal length) and ``<stem>.ply`` (coloured points)."""
         prediction.write_npz(f"{stem}.npz")
         prediction.write_ply(f"{stem}.ply", picture)

@@ -1,7 +1,10 @@
 """Keypoints of one person in a picture, top-down."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -12,14 +15,19 @@ from torch.nn.functional import interpolate
 from data_modules.transforms import PoseEvalTransform
 from data_modules.transforms.checks import to_planes
 from data_modules.transforms.geometry import scale_matrix, translation_matrix, warp_image
+from s2kit.inference.people import WholePicture
 from s2kit.inference.pose_drawing import draw_offsets, draw_pose
 from s2kit.losses.pose import HARD_KEYPOINTS, PoseLoss
 from s2kit.metrics.pose import PCK_SHARE, PoseMetric
 from s2kit.models.heads import HEADS, create_head
+from s2kit.pose.coco_results import PoseResult, write_pose
 from s2kit.pose.udp import cell_steps, decode_heatmaps, encode_heatmaps, flip_heatmaps
 from s2kit.schemas import SchemaError, load_keypoint_set
 from s2kit.schemas.files import PACKAGED
 from s2kit.tasks.base import Task, overrides_for
+
+if TYPE_CHECKING:
+    from s2kit.inference.predictor import Result
 
 #: Panels are drawn on crops of at least this height.
 PANEL_HEIGHT = 512
@@ -199,6 +207,22 @@ class PoseTask(Task):
 
     def draw(self, prediction: np.ndarray, picture: np.ndarray) -> np.ndarray:
         return draw_pose(picture, prediction, self.keypoint_set)
+
+    def views(self, prediction: np.ndarray, picture: np.ndarray) -> dict[str, np.ndarray]:
+        count = f", {len(prediction)} people" if len(prediction) != 1 else ""
+        return {f"pose{count}": self.draw(prediction, picture)}
+
+    def write(
+        self, stem: Path, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None
+    ) -> None:
+        """Write ``<stem>.json``: each person's box, score and keypoints (``s2kit.pose.coco_results.read_pose``)."""
+        size, name, seconds, people = picture.shape[:2], stem.name, None, None
+        if result is not None:
+            name, people, frame = result.picture.source, result.people, result.picture.frame
+            seconds = None if frame is None else frame.seconds
+        people = people or WholePicture()([name], [picture])[0]
+        poses = PoseResult(name, size, prediction, people.boxes, people.scores, people.ids, seconds)
+        write_pose(f"{stem}.json", poses, self.keypoint_set)
 
     def panel(self, prediction: Tensor, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """Return the crop, the truth and the prediction on it, and the way from the one to the other."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch.nn.functional import interpolate
 from data_modules.transforms import EvalTransform
 from s2kit.inference.geometry import rect_of
 from s2kit.inference.tiles import WholePass, Window
+
+if TYPE_CHECKING:
+    from s2kit.inference.predictor import Result
 
 
 class PredictionHooks:
@@ -118,8 +121,12 @@ class PredictionHooks:
         """Draw a picture's result, alone or on it, as uint8 (H, W, 3) RGB."""
         raise NotImplementedError
 
-    def write(self, stem: Path, prediction: Any, picture: np.ndarray) -> None:
-        """Write a picture's result to files whose names start with ``stem``."""
+    def views(self, prediction: Any, picture: np.ndarray) -> dict[str, np.ndarray]:
+        """Return drawings of a picture's result by title, each as ``draw`` gives it, the most telling first."""
+        return {self.name: self.draw(prediction, picture)}
+
+    def write(self, stem: Path, prediction: Any, picture: np.ndarray, result: Result | None = None) -> None:
+        """Write a picture's result to files whose names start with ``stem``; ``result`` says more of it."""
         np.save(f"{stem}.npy", prediction)
 
     def predict(

@@ -1,11 +1,15 @@
 """Part segmentation."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from s2kit.inference import dense_drawing as drawing
@@ -16,6 +20,9 @@ from s2kit.metrics.segmentation import SegmentationMetric
 from s2kit.models.heads import HEADS, create_head
 from s2kit.schemas import SchemaError, load_class_list
 from s2kit.tasks.base import Task, overrides_for
+
+if TYPE_CHECKING:
+    from s2kit.inference.predictor import Result
 
 #: Classes that are resized at a time: 29 maps of a large picture would not fit.
 CLASSES_AT_A_TIME = 8
@@ -176,6 +183,21 @@ class SegmentationTask(Task):
 
     def draw(self, prediction: np.ndarray, picture: np.ndarray) -> np.ndarray:
         return drawing.draw_labels(prediction, self.classes, picture)
+
+    def views(self, prediction: np.ndarray, picture: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the classes over the picture, and alone."""
+        return {
+            "segmentation": self.draw(prediction, picture),
+            "classes": drawing.draw_labels(prediction, self.classes),
+        }
+
+    def write(
+        self, stem: Path, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None
+    ) -> None:
+        """Write ``<stem>_labels.png``: the class ids, with the classes' colours as its palette."""
+        image = Image.fromarray(prediction)
+        image.putpalette(self.classes.colors.tobytes())
+        image.save(f"{stem}_labels.png")
 
     def panel(self, prediction: Tensor, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         picture = self.source_picture(index, batch)
