@@ -98,7 +98,9 @@ class VideoReader:
             ratio = stream.sample_aspect_ratio
             width = max(1, round(first.width * ratio)) if ratio else first.width
             self._stored = (first.height, width)
-            turned = abs(_display_matrix(first)[0, 0]) < abs(_display_matrix(first)[1, 0])
+            # Asked of the first picture only: one that was asked is not freed before the garbage collection.
+            self._axes = _display_matrix(first)
+            turned = abs(self._axes[0, 0]) < abs(self._axes[1, 0])
             self.size = (width, first.height) if turned else (first.height, width)
 
     def __enter__(self) -> VideoReader:
@@ -156,7 +158,7 @@ class VideoReader:
     def _upright(self, frame: Any) -> np.ndarray:
         height, width = self._stored
         picture = frame.to_ndarray(format="rgb24", width=width, height=height)
-        (a, b), (c, d) = _display_matrix(frame)
+        (a, b), (c, d) = self._axes
         if abs(a) < abs(c):
             picture, a, d = picture.transpose(1, 0, 2), c, b
         return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
@@ -262,7 +264,7 @@ class VideoWriter:
         if self._container is not None:
             self._container.close()
             self._container = None
-        self._temporary.unlink(missing_ok=True)
+            self._temporary.unlink(missing_ok=True)
 
     def _encode(self, frame: Any) -> None:
         try:
