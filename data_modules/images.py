@@ -154,9 +154,7 @@ def _to_eight_bits(image: np.ndarray, path: str) -> np.ndarray:
     return np.rint(image * 255).astype(np.uint8)
 
 
-def list_images(
-    source: str | Path, extensions: Sequence[str] = EXTENSIONS, what: str = "pictures"
-) -> list[Path]:
+def list_images(source: str | Path, extensions: Sequence[str] = EXTENSIONS, what: str = "pictures") -> list[Path]:
     """List the pictures that ``source`` means, without opening them.
 
     Args:

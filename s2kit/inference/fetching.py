@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -59,7 +58,7 @@ def _chunks(url: str, limit: int, timeout: float) -> Iterator[bytes]:
                 raise ImageError(url, f"the connection broke off after {size} of {stated} bytes")
     except urllib.error.HTTPError as error:
         raise ImageError(url, f"the server answers {error.code} ({error.reason})") from None
-    except (TimeoutError, socket.timeout) as error:
+    except TimeoutError as error:
         raise ImageError(url, f"the server is silent for more than {timeout:g} s") from error
     except urllib.error.URLError as error:
         if isinstance(error.reason, TimeoutError):

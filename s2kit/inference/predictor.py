@@ -124,7 +124,9 @@ class Predictor:
         self.options = options or PredictOptions()
         names = [task.name for task in tasks]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise UserError(f"two models for {sorted(twice)[0]}: give one of each task, and run the others by themselves")
+            raise UserError(
+                f"two models for {sorted(twice)[0]}: give one of each task, and run the others by themselves"
+            )
         self.tasks = {task.name: task for task in tasks}
         finds = any(task.takes_boxes for task in tasks)
         self.boxes, self.masks, self.mask_task = (boxes or WholePicture()) if finds else None, masks, mask_task
@@ -251,7 +253,9 @@ def predict_images(
             named = isinstance(image, str | Path)
             picture = read_image(image) if named else np.ascontiguousarray(image)
             if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-                raise ValueError(f"picture {index}: it must be uint8 (H, W, 3) RGB, got {picture.dtype} {picture.shape}")
+                raise ValueError(
+                    f"picture {index}: it must be uint8 (H, W, 3) RGB, got {picture.dtype} {picture.shape}"
+                )
             yield Picture(str(index), str(index), picture)
 
     def find_people(names: Sequence[str], pictures: Sequence[np.ndarray]) -> list[People]:

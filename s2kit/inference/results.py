@@ -140,12 +140,10 @@ class ResultWriter:
         for task_name, task in self.tasks.items():
             prediction = result.predictions[task_name]
             if "overlay" in self.options.draw:
-                drawn = task.draw(prediction, picture.image)
-                drawings[f"{task_name}/{name}"] = over_picture(
-                    drawn, picture.image, mask if task.takes_mask else None
-                )
+                drawn = task.draw(prediction, picture.image, result)
+                drawings[f"{task_name}/{name}"] = over_picture(drawn, picture.image, mask if task.takes_mask else None)
             if "panel" in self.options.draw or self.options.sheet:
-                views.append(task.views(prediction, picture.image))
+                views.append(task.views(prediction, picture.image, result))
             if "panel" in self.options.draw:
                 drawings[f"{task_name}/{name}_panel"] = panel(picture.image, views[-1])
         if self.options.sheet:
@@ -178,4 +176,3 @@ def raw_files(folder: Path, sources: Sequence[Source], suffix: str) -> Iterator[
             yield from sorted((folder / source.name).glob(f"*{suffix}"))
         elif (folder / f"{source.name}{suffix}").is_file():
             yield folder / f"{source.name}{suffix}"
-

@@ -50,4 +50,3 @@ def _misfit(columns: int, count: int, aspect: float) -> float:
     """Return how far a sheet is from what is wanted: in shape, and by cells that stay empty."""
     rows = math.ceil(count / columns)
     return abs(math.log(aspect * columns / rows / ASPECT)) + 0.15 * (rows * columns - count)
-

@@ -93,19 +93,17 @@ class MattingTask(Task):
             self.test_baseline.reset()
         return values
 
-    def draw(self, prediction: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    def draw(self, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> np.ndarray:
         return dense_drawing.draw_composite(prediction)
 
-    def views(self, prediction: np.ndarray, picture: np.ndarray) -> dict[str, np.ndarray]:
+    def views(self, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> dict[str, np.ndarray]:
         """Return the foreground on green, and alpha."""
         return {
-            "matting, on green": self.draw(prediction, picture),
+            "matting, on green": self.draw(prediction, picture, result),
             "alpha": dense_drawing.draw_alpha(prediction[..., 3]),
         }
 
-    def write(
-        self, stem: Path, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None
-    ) -> None:
+    def write(self, stem: Path, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> None:
         """Write ``<stem>.npy`` (H, W, 4) and ``<stem>_cutout.png``, RGBA with the foreground's own colours."""
         super().write(stem, prediction, picture)
         alpha = prediction[..., 3]

@@ -1,7 +1,9 @@
 """Surface normals."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -13,6 +15,9 @@ from s2kit.losses.normals import NormalsLoss
 from s2kit.metrics.normals import ConstantNormalBaseline, NormalsMetric
 from s2kit.models.heads import create_head
 from s2kit.tasks.base import Task, overrides_for
+
+if TYPE_CHECKING:
+    from s2kit.inference.predictor import Result
 
 
 class NormalsTask(Task):
@@ -98,7 +103,7 @@ class NormalsTask(Task):
             self.test_baseline.reset()
         return values
 
-    def draw(self, prediction: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    def draw(self, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> np.ndarray:
         return drawing.draw_normals(prediction)
 
     def panel(self, prediction: Tensor, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -231,23 +231,21 @@ class PointmapTask(Task):
         """Return the pointmap with ``mask`` as its ``valid``; the points elsewhere stay."""
         return replace(prediction, valid=mask)
 
-    def draw(self, prediction: Pointmap, picture: np.ndarray) -> np.ndarray:
+    def draw(self, prediction: Pointmap, picture: np.ndarray, result: Result | None = None) -> np.ndarray:
         """Draw the depth."""
         limits = dense_drawing.depth_range(prediction.depth, prediction.valid)
         return dense_drawing.draw_depth(prediction.depth, limits, prediction.valid)
 
-    def views(self, prediction: Pointmap, picture: np.ndarray) -> dict[str, np.ndarray]:
+    def views(self, prediction: Pointmap, picture: np.ndarray, result: Result | None = None) -> dict[str, np.ndarray]:
         """Return the depth, and the normals of the points."""
         near, far = dense_drawing.depth_range(prediction.depth, prediction.valid)
         shown = None if prediction.valid is None else inside_of(prediction.valid)
         return {
-            f"depth, {near:.2f} m (red) to {far:.2f} m (blue)": self.draw(prediction, picture),
+            f"depth, {near:.2f} m (red) to {far:.2f} m (blue)": self.draw(prediction, picture, result),
             "normals of the points": draw_normals(prediction.normals, shown),
         }
 
-    def write(
-        self, stem: Path, prediction: Pointmap, picture: np.ndarray, result: Result | None = None
-    ) -> None:
+    def write(self, stem: Path, prediction: Pointmap, picture: np.ndarray, result: Result | None = None) -> None:
         """Write ``<stem>.npz`` (points, depth, normals, focal length) and ``<stem>.ply`` (coloured points)."""
         prediction.write_npz(f"{stem}.npz")
         prediction.write_ply(f"{stem}.ply", picture)

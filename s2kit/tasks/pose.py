@@ -16,7 +16,7 @@ from data_modules.transforms import PoseEvalTransform
 from data_modules.transforms.checks import to_planes
 from data_modules.transforms.geometry import scale_matrix, translation_matrix, warp_image
 from s2kit.inference.people import WholePicture
-from s2kit.inference.pose_drawing import draw_offsets, draw_pose
+from s2kit.inference.pose_drawing import draw_offsets, draw_people, draw_pose
 from s2kit.losses.pose import HARD_KEYPOINTS, PoseLoss
 from s2kit.metrics.pose import PCK_SHARE, PoseMetric
 from s2kit.models.heads import HEADS, create_head
@@ -156,9 +156,7 @@ class PoseTask(Task):
             return [{"key": "", "image": picture}]
         return [{"key": "", "image": picture, "box": box} for box in boxes]
 
-    def scaled_item(
-        self, sample: dict[str, Any], base: dict[str, Any], image_size: tuple[int, int]
-    ) -> dict[str, Any]:
+    def scaled_item(self, sample: dict[str, Any], base: dict[str, Any], image_size: tuple[int, int]) -> dict[str, Any]:
         """Return the same part of the picture in another size, corner pixel's centre on corner pixel's centre.
 
         So heatmaps of both lie over each other cell for cell, which they would not if the crop were made anew: the
@@ -205,16 +203,18 @@ class PoseTask(Task):
         """Return float32 (N, K, 3) of N people."""
         return np.stack(predictions) if len(predictions) else np.zeros((0, len(self.keypoint_set), 3), np.float32)
 
-    def draw(self, prediction: np.ndarray, picture: np.ndarray) -> np.ndarray:
-        return draw_pose(picture, prediction, self.keypoint_set)
+    def draw(self, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> np.ndarray:
+        people = None if result is None else result.people
+        # A box that is the whole picture says nothing.
+        several = people is not None and (len(prediction) > 1 or people.ids is not None)
+        boxes, ids = (people.boxes, people.ids) if several else (None, None)
+        return draw_people(picture, prediction, self.keypoint_set, boxes, ids)
 
-    def views(self, prediction: np.ndarray, picture: np.ndarray) -> dict[str, np.ndarray]:
+    def views(self, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> dict[str, np.ndarray]:
         count = f", {len(prediction)} people" if len(prediction) != 1 else ""
-        return {f"pose{count}": self.draw(prediction, picture)}
+        return {f"pose{count}": self.draw(prediction, picture, result)}
 
-    def write(
-        self, stem: Path, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None
-    ) -> None:
+    def write(self, stem: Path, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> None:
         """Write ``<stem>.json``: each person's box, score and keypoints (``s2kit.pose.coco_results.read_pose``)."""
         size, name, seconds, people = picture.shape[:2], stem.name, None, None
         if result is not None:
@@ -222,7 +222,7 @@ class PoseTask(Task):
             seconds = None if frame is None else frame.seconds
         people = people or WholePicture()([name], [picture])[0]
         poses = PoseResult(name, size, prediction, people.boxes, people.scores, people.ids, seconds)
-        write_pose(f"{stem}.json", poses, self.keypoint_set)
+        write_pose(f"{stem}.json", poses, self.hparams.schema)
 
     def panel(self, prediction: Tensor, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """Return the crop, the truth and the prediction on it, and the way from the one to the other."""

@@ -43,9 +43,7 @@ class PredictionHooks:
         """Return the raw samples of a picture, one a network input."""
         return [{"key": "", "image": picture}]
 
-    def scaled_item(
-        self, sample: dict[str, Any], base: dict[str, Any], image_size: tuple[int, int]
-    ) -> dict[str, Any]:
+    def scaled_item(self, sample: dict[str, Any], base: dict[str, Any], image_size: tuple[int, int]) -> dict[str, Any]:
         """Return the item of a raw sample for a network input of another size; ``base`` is the item at its own."""
         return self.picture_transform(image_size)(sample)
 
@@ -117,13 +115,13 @@ class PredictionHooks:
         """Return a picture's result where ``mask`` bool (H, W) is true, and nothing (0) elsewhere."""
         return np.where(mask[..., None], prediction, prediction.dtype.type(0))
 
-    def draw(self, prediction: Any, picture: np.ndarray) -> np.ndarray:
+    def draw(self, prediction: Any, picture: np.ndarray, result: Result | None = None) -> np.ndarray:
         """Draw a picture's result, alone or on it, as uint8 (H, W, 3) RGB."""
         raise NotImplementedError
 
-    def views(self, prediction: Any, picture: np.ndarray) -> dict[str, np.ndarray]:
+    def views(self, prediction: Any, picture: np.ndarray, result: Result | None = None) -> dict[str, np.ndarray]:
         """Return drawings of a picture's result by title, each as ``draw`` gives it, the most telling first."""
-        return {self.name: self.draw(prediction, picture)}
+        return {self.name: self.draw(prediction, picture, result)}
 
     def write(self, stem: Path, prediction: Any, picture: np.ndarray, result: Result | None = None) -> None:
         """Write a picture's result to files whose names start with ``stem``; ``result`` says more of it."""

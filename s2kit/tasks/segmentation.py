@@ -181,19 +181,17 @@ class SegmentationTask(Task):
         """Return class ids as uint8 (H, W)."""
         return prediction.cpu().numpy()
 
-    def draw(self, prediction: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    def draw(self, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> np.ndarray:
         return drawing.draw_labels(prediction, self.classes, picture)
 
-    def views(self, prediction: np.ndarray, picture: np.ndarray) -> dict[str, np.ndarray]:
+    def views(self, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> dict[str, np.ndarray]:
         """Return the classes over the picture, and alone."""
         return {
-            "segmentation": self.draw(prediction, picture),
+            "segmentation": self.draw(prediction, picture, result),
             "classes": drawing.draw_labels(prediction, self.classes),
         }
 
-    def write(
-        self, stem: Path, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None
-    ) -> None:
+    def write(self, stem: Path, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> None:
         """Write ``<stem>_labels.png``: the class ids, with the classes' colours as its palette."""
         image = Image.fromarray(prediction)
         image.putpalette(self.classes.colors.tobytes())
