@@ -1,7 +1,9 @@
 """Surface normals."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -13,6 +15,9 @@ from s2kit.losses.normals import NormalsLoss
 from s2kit.metrics.normals import ConstantNormalBaseline, NormalsMetric
 from s2kit.models.heads import create_head
 from s2kit.tasks.base import Task, overrides_for
+
+if TYPE_CHECKING:
+    from s2kit.inference.predictor import Result
 
 
 class NormalsTask(Task):
@@ -36,6 +41,7 @@ class NormalsTask(Task):
         **dict.fromkeys(("mean", "median", "rmse"), "degrees"),
         **dict.fromkeys(("within_5", "within_11.25", "within_22.5", "within_30"), "% of pixels"),
     }
+    takes_mask: ClassVar[bool] = True
     baseline_title: ClassVar[str] = "best constant normal"
     #: The frame of the vectors, written to model.json.
     frame: ClassVar[str] = "x right, y up, z to the camera"
@@ -76,6 +82,10 @@ class NormalsTask(Task):
         signs = [-1.0 if axis in self.hparams.flip_axes else 1.0 for axis in "xyz"]
         return F.normalize(normals, dim=0, eps=1e-6) * normals.new_tensor(signs).view(3, 1, 1)
 
+    def close_tiles(self, values: Tensor) -> Tensor:
+        """Return blended normals (3, rows, W) of unit length again."""
+        return F.normalize(values, dim=0, eps=1e-6)
+
     def update_metrics(self, stage: str, predictions: Sequence[Tensor], batch: dict[str, Any]) -> None:
         for prediction, normals, valid in zip(predictions, batch["normals"], batch["valid"]):
             if stage == "test":
@@ -93,7 +103,7 @@ class NormalsTask(Task):
             self.test_baseline.reset()
         return values
 
-    def draw(self, prediction: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    def draw(self, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> np.ndarray:
         return drawing.draw_normals(prediction)
 
     def panel(self, prediction: Tensor, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:
