@@ -16,7 +16,7 @@ import numpy as np
 from data_modules.images import read_image
 from s2kit.errors import UserError
 from s2kit.inference.items import Job, PredictOptions, TaskRunner
-from s2kit.inference.people import BoxSource, People, Tracker, WholePicture, make_people
+from s2kit.inference.people import BoxSource, People, Tracker, WholePicture, in_picture, make_people
 
 if TYPE_CHECKING:
     from s2kit.tasks.base import Task
@@ -196,14 +196,19 @@ class Predictor:
                 return {name: people for picture in group for name, people in self._people([picture]).items()}
             group[0].error = str(error)
             return {}
-        return {picture.name: self._follow(picture, people) for picture, people in zip(group, found)}
+        return {picture.name: people for picture, people in zip(group, found)}
 
-    def _follow(self, picture: Picture, people: People) -> People:
-        if picture.frame is None:
-            return people
-        if picture.frame.video != self._video or picture.frame.index == 0:
-            self._video, self._tracker = picture.frame.video, Tracker()
-        return self._tracker.update(people)
+    def _settle(self, task: Task, result: Result, prediction: np.ndarray) -> tuple[People, np.ndarray]:
+        """Leave out people that were found twice, and number those of a video, whose frames come here in order."""
+        people, frame = result.people, result.picture.frame
+        if getattr(self.boxes, "detects", False):
+            rows = task.distinct(prediction, people.scores)
+            people, prediction = people.take(rows), prediction[rows]
+        if frame is not None and not isinstance(self.boxes, WholePicture):
+            if frame.video != self._video or frame.index == 0:
+                self._video, self._tracker = frame.video, Tracker()
+            people = self._tracker.update(people)
+        return people, prediction
 
     @staticmethod
     def _hurry(entry: _Entry, runners: dict[str, TaskRunner]) -> None:
@@ -223,6 +228,8 @@ class Predictor:
             result.mask = results.pop("", results.get(self.mask_task.name)) > 0
         for name, prediction in results.items():
             task = self.tasks[name]
+            if task.takes_boxes:
+                result.people, prediction = self._settle(task, result, prediction)
             masked = result.mask is not None and task.takes_mask
             result.predictions[name] = task.apply_mask(prediction, result.mask) if masked else prediction
         return result
@@ -292,8 +299,7 @@ def _given_people(name: str, boxes: np.ndarray | None, picture: np.ndarray) -> P
     if found.ndim != 2 or found.shape[1] not in (4, 5):
         raise ValueError(f"boxes of picture {name}: must be (N, 4) x0, y0, x1, y1, got {found.shape}")
     people = make_people(found[:, :4], found[:, 4] if found.shape[1] == 5 else None)
-    usable = np.isfinite(people.boxes).all(axis=1) & (people.boxes[:, 2:] > people.boxes[:, :2]).all(axis=1)
-    if not usable.all():
-        box = people.boxes[int(np.flatnonzero(~usable)[0])]
-        raise ValueError(f"boxes of picture {name}: {box.tolist()} (x0, y0, x1, y1) holds no area")
+    if in_picture(people, picture.shape[:2]).number < people.number:
+        box = next(box for box in people.boxes if not in_picture(make_people(box), picture.shape[:2]).number)
+        raise ValueError(f"boxes of picture {name}: {box.tolist()} (x0, y0, x1, y1) shows nothing of the picture")
     return people

@@ -60,9 +60,10 @@ def image_number(name: str) -> int:
 
     The latter has 52 bits, is the same in every run, and is exact in every reader of JSON.
     """
-    stem = PurePath(name).stem
-    if stem.isdecimal() and len(stem) <= 15:
-        return int(stem)
+    path = PurePath(name)
+    # A video's pictures, which have no suffix, are numbered anew in each.
+    if path.suffix and path.stem.isdecimal() and len(path.stem) <= 15:
+        return int(path.stem)
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) >> 12
 
 

@@ -21,6 +21,7 @@ from s2kit.losses.pose import HARD_KEYPOINTS, PoseLoss
 from s2kit.metrics.pose import PCK_SHARE, PoseMetric
 from s2kit.models.heads import HEADS, create_head
 from s2kit.pose.coco_results import PoseResult, write_pose
+from s2kit.pose.nms import oks_nms, person_confidence
 from s2kit.pose.udp import cell_steps, decode_heatmaps, encode_heatmaps, flip_heatmaps
 from s2kit.schemas import SchemaError, load_keypoint_set
 from s2kit.schemas.files import PACKAGED
@@ -48,7 +49,8 @@ class PoseTask(Task):
         loss: The loss's form: ``release`` (its weights were trained so) or ``paper`` (hard keypoint mining).
         loss_weights: Weights of some of its terms in place of the form's.
         hard_keypoints: Worst keypoints of a person that the paper's form counts.
-        nms: Evaluation drops the less confident of two persons in a picture whose OKS is above this.
+        nms: Of two persons in a picture whose OKS is above this, the less confident one is dropped: in evaluation, and
+            where a detector found the people.
         **kwargs: See ``Task``.
 
     Raises:
@@ -202,6 +204,13 @@ class PoseTask(Task):
     def gather(self, predictions: Sequence[np.ndarray]) -> np.ndarray:
         """Return float32 (N, K, 3) of N people."""
         return np.stack(predictions) if len(predictions) else np.zeros((0, len(self.keypoint_set), 3), np.float32)
+
+    def distinct(self, prediction: np.ndarray, box_scores: np.ndarray) -> np.ndarray:
+        """Return the rows of the people (N, K, 3) without those that are another, more certain one (``nms``)."""
+        if self.hparams.nms is None:
+            return np.arange(len(prediction))
+        certain = person_confidence(np.nan_to_num(prediction[..., 2]), box_scores)
+        return np.sort(oks_nms(prediction[..., :2], certain, self.keypoint_set.sigmas, self.hparams.nms))
 
     def draw(self, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> np.ndarray:
         people = None if result is None else result.people

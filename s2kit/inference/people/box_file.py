@@ -51,13 +51,15 @@ class BoxFile:
         self._numbers: list[int | None] = []
         self._by_name: dict[str, list[tuple[tuple[str, ...], int]]] = {}
         self._by_number: dict[int, int] = {}
-        self._asked, self._unknown, self._unusable = 0, [], 0
+        self._asked = self._unknown = self._unusable = 0
+        self._few: list[str] = []
         for name, number, row in self._read():
             place = self._place(name, number)
             if row is not None:
                 self._rows[place].append(row)
         if not self._rows:
             raise UserError(f"{path}: it holds no boxes")
+        self.detects = any(not math.isnan(row[4]) for rows in self._rows for row in rows)
 
     def __call__(self, names: Sequence[str], pictures: Sequence[np.ndarray]) -> list[People]:
         """See ``BoxSource``.
@@ -65,15 +67,14 @@ class BoxFile:
         Raises:
             UserError: If several pictures of the file may be meant.
         """
-        return [self._people(name, picture.shape[:2]) for name, picture in zip(names, pictures)]
+        places = [self._find(name) for name in names]
+        return [self._people(*one) for one in zip(names, places, (picture.shape[:2] for picture in pictures))]
 
     def report(self) -> str:
         parts = []
         if self._unknown:
-            few = ", ".join(self._unknown[:3]) + (", ..." if len(self._unknown) > 3 else "")
-            parts.append(
-                f"it does not name {len(self._unknown)} of {self._asked} pictures ({few}): taken as without people"
-            )
+            few = ", ".join(self._few) + (", ..." if self._unknown > len(self._few) else "")
+            parts.append(f"it does not name {self._unknown} of {self._asked} pictures ({few}): taken as without people")
         if self._unusable:
             parts.append(f"{self._unusable} boxes have no area or lie outside of their picture and were left out")
         return f"{self.path}: {'; '.join(parts)}" if parts else ""
@@ -83,11 +84,12 @@ class BoxFile:
         place = self._find(name)
         return None if place is None else self._numbers[place]
 
-    def _people(self, name: str, size: tuple[int, int]) -> People:
+    def _people(self, name: str, place: int | None, size: tuple[int, int]) -> People:
         self._asked += 1
-        place = self._find(name)
         if place is None:
-            self._unknown.append(PurePosixPath(name).name)
+            self._unknown += 1
+            if len(self._few) < 3:
+                self._few.append(_parts(name)[-1])
             return make_people([])
         rows = np.array(self._rows[place], np.float64).reshape(-1, 5)
         plain = np.isnan(rows[:, 4])

@@ -35,7 +35,13 @@ class People(NamedTuple):
 
 
 class BoxSource(Protocol):
-    """Says where the people of pictures are."""
+    """Says where the people of pictures are.
+
+    Attributes:
+        detects: Whether it is a detector's guess, which may have found somebody twice.
+    """
+
+    detects: bool
 
     def __call__(self, names: Sequence[str], pictures: Sequence[np.ndarray]) -> list[People]:
         """Return the people of each picture; all boxes have an area and show some of the picture.
@@ -58,11 +64,11 @@ def make_people(boxes: Sequence | np.ndarray, scores: Sequence | np.ndarray | No
 def in_picture(people: People, size: tuple[int, int]) -> People:
     """The people whose box has an area and shows some of a picture of ``size`` (H, W); others cannot be looked at.
 
-    A box that reaches beyond the picture stays as it is.
+    A box that reaches beyond the picture stays as it is, unless it has no end.
     """
     low = np.maximum(people.boxes[:, :2], 0)
     high = np.minimum(people.boxes[:, 2:], (size[1], size[0]))
-    return people.take((high > low).all(axis=1))
+    return people.take((high > low).all(axis=1) & np.isfinite(people.boxes).all(axis=1))
 
 
 def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -95,6 +101,8 @@ def select(people: People, min_score: float = MIN_SCORE, nms: float | None = MAX
 
 class WholePicture:
     """Takes the whole picture for one person."""
+
+    detects = False
 
     def __call__(self, names: Sequence[str], pictures: Sequence[np.ndarray]) -> list[People]:
         return [make_people([[0, 0, picture.shape[1], picture.shape[0]]]) for picture in pictures]

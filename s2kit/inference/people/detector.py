@@ -46,6 +46,8 @@ class Detector:
             to do.
     """
 
+    detects = True
+
     def __init__(
         self,
         weights: str | Path | None = None,
