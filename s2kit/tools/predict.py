@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 import time
+import warnings
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,6 +130,8 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    # Said by torch of every norm in mixed precision; there is nothing to be done about it.
+    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
     from data_modules.progress import ProgressBar
     from s2kit.inference.inputs import find_sources, read_sources
     from s2kit.inference.output_folder import OutputFolder
