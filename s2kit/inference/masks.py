@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import cv2
@@ -15,12 +14,15 @@ from s2kit.inference.predictor import Picture
 
 #: What a mask's file may add to the picture's name: nothing, or what segmentations are written under.
 ENDINGS = ("", "_mask", "_seg", "_labels")
+SUFFIXES = (".npy", ".png", *(suffix for suffix in EXTENSIONS if suffix != ".png"))
 #: Gray pictures that are nowhere brighter hold class ids, and every class but 0 is foreground.
 MAX_ID = 63
 
 
 class MaskFolder:
     """Masks in a folder, by the pictures' names: ``a.jpg`` has ``a.npy``, ``a.png``, ``a_seg.npy``, ``a_labels.png``...
+
+    Frames of a video ``clip.mp4`` have theirs in a folder: ``clip/000012.png``.
 
     An array is true where it is not 0. A picture with a palette holds class ids, and so does a gray one whose values
     are all below 64; else what is brighter than half counts. A mask of another size is resized.
@@ -36,11 +38,6 @@ class MaskFolder:
         self.path = Path(path)
         if not self.path.is_dir():
             raise UserError(f"--masks {path}: there is no such folder")
-        self._files = {}
-        for name in sorted(os.listdir(self.path), reverse=True):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in (".npy", *EXTENSIONS):
-                self._files[stem] = name
 
     def __call__(self, picture: Picture) -> np.ndarray:
         """Return the picture's foreground, bool (H, W).
@@ -48,17 +45,18 @@ class MaskFolder:
         Raises:
             UserError: If there is none, or it cannot be read.
         """
-        stems = dict.fromkeys((picture.name, Path(picture.source).stem))
-        names = [self._files[stem + ending] for stem in stems for ending in ENDINGS if stem + ending in self._files]
-        if not names:
-            raise UserError(f"it has no mask in {self.path} (such as {Path(picture.source).stem}.png)")
-        mask = read_mask(self.path / names[0])
+        stems = [picture.name] if picture.frame else list(dict.fromkeys((picture.name, Path(picture.source).stem)))
+        places = (self.path / f"{stem}{end}{suffix}" for stem in stems for end in ENDINGS for suffix in SUFFIXES)
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            raise UserError(f"it has no mask in {self.path}, such as {stems[-1]}.png")
+        mask = read_mask(path)
         height, width = picture.image.shape[:2]
         if mask.shape == (height, width):
             return mask
         if abs(mask.shape[1] / mask.shape[0] / (width / height) - 1) > 0.02:
             raise UserError(
-                f"its mask {self.path / names[0]} is {mask.shape[1]} x {mask.shape[0]} pixels, of another shape than "
+                f"its mask {path} is {mask.shape[1]} x {mask.shape[0]} pixels, of another shape than "
                 f"the picture's {width} x {height}"
             )
         return cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT) > 0

@@ -28,6 +28,8 @@ DRAWINGS = ("overlay", "panel")
 ENDINGS = ("_panel", "_labels", "_cutout")
 #: Folder of the sheets, and COCO's keypoint results among the poses.
 SHEETS, COCO = "sheets", "predictions"
+#: Pixels of pictures whose results wait to be written, at most (or one picture): each takes tens of bytes a pixel.
+PIXELS = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class ResultWriter:
         self.failed: list[tuple[str, str]] = []
         self._threads = max(1, min(8, os.cpu_count() or 1))
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="s2kit-write")
-        self._pending: deque[tuple[Result, Future[dict[str, np.ndarray]]]] = deque()
+        self._pending: deque[tuple[Result, Future[dict[str, np.ndarray]], int]] = deque()
         self._videos: dict[str, VideoWriter] = {}
         self._video_failed = False
 
@@ -87,9 +89,13 @@ class ResultWriter:
 
     def put(self, result: Result) -> None:
         """Take a result; returns before it is written, but not far before."""
-        self._pending.append((result, self._pool.submit(self._write, result)))
-        while len(self._pending) > 2 * self._threads:
+        pixels = 0 if result.picture.image is None else result.picture.image.size // 3
+        self._pending.append((result, self._pool.submit(self._write, result), pixels))
+        while len(self._pending) > 2 * self._threads or (self._pixels() > PIXELS and len(self._pending) > 1):
             self._settle()
+
+    def _pixels(self) -> int:
+        return sum(pixels for *_, pixels in self._pending)
 
     def finish(self) -> None:
         """Wait until everything is written."""
@@ -97,7 +103,7 @@ class ResultWriter:
             self._settle()
 
     def _settle(self) -> None:
-        result, future = self._pending.popleft()
+        result, future, _ = self._pending.popleft()
         drawn = future.result()
         picture = result.picture
         if picture.error is not None:
@@ -129,8 +135,8 @@ class ResultWriter:
             if picture.frame is None:
                 for place, drawing in drawings.items():
                     write_image(stage / f"{place}.png", drawing)
-        picture.image, result.predictions = None, {}
-        return drawings
+        picture.image, result.predictions, result.mask = None, {}, None
+        return drawings if picture.frame is not None else {}
 
     def _draw(self, result: Result) -> dict[str, np.ndarray]:
         picture, mask = result.picture, result.mask

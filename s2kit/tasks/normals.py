@@ -104,7 +104,7 @@ class NormalsTask(Task):
         return values
 
     def draw(self, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> np.ndarray:
-        return drawing.draw_normals(prediction)
+        return drawing.draw_normals(prediction, prediction.any(axis=-1))
 
     def panel(self, prediction: Tensor, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         valid = batch["valid"][index][0].cpu().numpy()

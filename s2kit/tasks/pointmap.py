@@ -224,8 +224,7 @@ class PointmapTask(Task):
 
     def to_numpy(self, prediction: PointmapPrediction) -> Pointmap:
         """Return the points, from which depth, normals and files follow."""
-        points = prediction.points.permute(1, 2, 0).float().cpu().numpy()
-        return Pointmap(np.ascontiguousarray(points), float(prediction.focal_length))
+        return Pointmap(super().to_numpy(prediction.points), float(prediction.focal_length))
 
     def apply_mask(self, prediction: Pointmap, mask: np.ndarray) -> Pointmap:
         """Return the pointmap with ``mask`` as its ``valid``; the points elsewhere stay."""

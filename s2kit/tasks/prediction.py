@@ -105,7 +105,7 @@ class PredictionHooks:
 
     def to_numpy(self, prediction: Any) -> Any:
         """Return a finished prediction as numpy; maps become ``(H, W, C)``."""
-        return prediction.permute(1, 2, 0).float().cpu().numpy()
+        return prediction.permute(1, 2, 0).float().contiguous().cpu().numpy()
 
     def gather(self, predictions: Sequence[Any]) -> Any:
         """Return a picture's result from the predictions (as ``to_numpy`` gives them) of its samples."""

@@ -51,6 +51,8 @@ def main(args: list[str]) -> int:
     """
     parser = _parser()
     options = parser.parse_args(args)
+    if not options.inputs:
+        parser.error("no INPUT given: name pictures before --weights, which takes all names that follow it")
     if options.masks and options.mask_weights:
         parser.error("--masks and --mask-weights exclude each other: the masks are given, or made")
     if options.detector_weights and options.boxes not in (None, "detect"):
@@ -63,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m s2kit predict", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="picture, folder, pattern, list, video or address")
+    add("inputs", nargs="*", metavar="INPUT", help="picture, folder, pattern, list, video or address")
     add("--weights", nargs="+", required=True, metavar="W", help="models, one a task: a file, a run's folder, hf://...")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
 
@@ -163,6 +165,7 @@ def _predictor(options: argparse.Namespace) -> Predictor:
     from s2kit.inference.masks import MaskFolder
     from s2kit.inference.people import open_boxes
     from s2kit.inference.predictor import Predictor
+    from s2kit.tasks import TASKS
 
     run = PredictOptions(
         options.batch_size, options.flip, tuple(options.scales), options.tile, options.precision, options.compile
@@ -172,7 +175,7 @@ def _predictor(options: argparse.Namespace) -> Predictor:
     if device.type == "cpu" and options.precision == "fp16":
         raise UserError("--precision fp16: processors compute it slowly or not at all; take bf16 or fp32")
     loaded = {weights: _load(weights, device) for weights in options.weights}
-    tasks, mask_task = list(loaded.values()), None
+    tasks, mask_task = sorted(loaded.values(), key=lambda task: list(TASKS).index(task.name)), None
     if options.mask_weights:
         mask_task = loaded.get(options.mask_weights) or _load(options.mask_weights, device)
         if mask_task.name != "segmentation":
