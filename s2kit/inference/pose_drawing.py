@@ -33,7 +33,8 @@ def draw_pose(
         shown = np.isfinite(person).all(axis=1) & (person[:, 2] >= threshold)
         if not shown.any():
             continue
-        extent = np.ptp(person[shown, :2], axis=0).max()
+        # A single point far outside would make the whole person thick.
+        extent = min(np.ptp(person[shown, :2], axis=0).max(), max(picture.shape[:2]))
         size = max(1.0, extent / 150) if radius is None else radius
         for link in schema.links:
             if shown[link.start] and shown[link.end]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -88,12 +88,9 @@ class VideoReader:
             self.frames: int | None = stream.frames or None
             if self.frames is None and container.duration:
                 self.frames = max(1, round(container.duration / self._av.time_base * self.fps))
-            try:
-                first = next(container.decode(stream), None)
-            except self._av.FFmpegError as error:
-                raise VideoError(path, f"its first picture cannot be decoded: {_words(error)}") from None
+            first = next((frames[0] for _, frames, _ in self._packets(container, stream) if frames), None)
             if first is None:
-                raise VideoError(path, "it has no pictures")
+                raise VideoError(path, "it has no picture that can be decoded")
             # Pixels that are not square: as wide as they are shown.
             ratio = stream.sample_aspect_ratio
             width = max(1, round(first.width * ratio)) if ratio else first.width
@@ -127,21 +124,12 @@ class VideoReader:
                 self._open.remove(container)
 
     def _pictures(self, container: Any) -> Iterator[tuple[int, float, np.ndarray]]:
-        # Decoding stays in the mode that works on one picture at a time: with several, errors get lost.
         stream = self._stream(container)
         damage, end, index, start, seconds = "", 0.0, 0, None, 0.0
-        packets = container.demux()
-        while True:
-            try:
-                packet = next(packets, None)
-                if packet is None:
-                    break
-                if packet.pts is not None:
-                    end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-                frames = packet.decode() if packet.stream is stream else ()
-            except self._av.FFmpegError as error:
+        for until, frames, error in self._packets(container, stream):
+            end = max(end, until)
+            if error is not None:
                 damage = damage or f"damaged after {index} pictures ({seconds:.2f} s): {_words(error)}"
-                continue
             for frame in frames:
                 time = float(frame.time) if frame.time is not None else None
                 start = time if start is None else start
@@ -154,6 +142,24 @@ class VideoReader:
                 damage = f"cut off after {index} pictures: {stated - end:.1f} of {stated:.1f} s are missing"
         if damage:
             raise VideoError(self.path, damage)
+
+    def _packets(self, container: Any, stream: Any) -> Iterator[tuple[float, Sequence[Any], Exception | None]]:
+        """Yield for each packet of the file the second that it ends at, its pictures, and what is wrong with it."""
+        # The decoder stays in the mode that works on one picture at a time: with several, errors get lost.
+        packets = container.demux()
+        while True:
+            until, frames, wrong = 0.0, (), None
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    return
+                if packet.pts is not None:
+                    until = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                if packet.stream is stream:
+                    frames = packet.decode()
+            except self._av.FFmpegError as error:
+                wrong = error
+            yield until, frames, wrong
 
     def _upright(self, frame: Any) -> np.ndarray:
         height, width = self._stored
@@ -174,9 +180,11 @@ class VideoReader:
             raise VideoError(self.path, _words(error)) from None
 
     def _stream(self, container: Any) -> Any:
-        if not container.streams.video:
+        # The best one: the first may be a cover.
+        stream = container.streams.best("video")
+        if stream is None:
             raise VideoError(self.path, "it has no video track")
-        return container.streams.video[0]
+        return stream
 
 
 def _words(error: Exception) -> str:

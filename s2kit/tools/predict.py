@@ -219,11 +219,12 @@ def _load(weights: str, device: torch.device) -> Task:
 def _deciding(options: argparse.Namespace, sheet: bool) -> dict[str, Any]:
     """Return the options that decide what a folder's results are."""
     stamps = {}
-    for weights in (*options.weights, options.mask_weights, options.detector_weights):
-        path = Path(weights or "")
-        if weights and not weights.startswith("hf://"):
+    for given in (*options.weights, options.mask_weights, options.detector_weights, options.boxes):
+        path = Path(given or "")
+        # What is no path is an address, or the name of a detector or of a source of boxes.
+        if given and path.exists():
             files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
-            stamps[weights] = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+            stamps[given] = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     return {"weights": options.weights, **{name: getattr(options, name) for name in _DECIDING}, "sheet": sheet} | {
         "mask_weights": options.mask_weights,
         "detector_weights": options.detector_weights,

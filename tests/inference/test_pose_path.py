@@ -6,6 +6,7 @@ exactly. Whatever is wrong in between shows as an offset.
 
 import itertools
 import json
+import os
 from types import SimpleNamespace
 
 import cv2
@@ -13,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.models import detection
 
 from s2kit.cli import main
 from s2kit.export import export_task
 from s2kit.inference.items import PredictOptions
 from s2kit.inference.people import BoxFile, make_people
+from s2kit.inference.people.detector import FILES
 from s2kit.inference.predictor import Picture, Predictor
 from s2kit.inference.video import VideoReader, VideoWriter
 from s2kit.pose.coco_results import read_pose
@@ -224,6 +227,30 @@ def test_the_command_says_what_is_wrong_with_boxes_and_detectors(weights, tmp_pa
         assert main([*args, *options]) == 1
         error = capsys.readouterr().err.strip()
         assert said in error and error.startswith("s2kit: error: ") and "\n" not in error, error
+
+
+def test_a_detector_by_name_and_other_boxes_of_the_same_name(weights, tmp_path, capsys, monkeypatch):
+    _, boxes = write_inputs(tmp_path / "in")
+    name = "fasterrcnn_mobilenet_v3_large_fpn"
+    (tmp_path / "checkpoints").mkdir()
+    torch.manual_seed(0)
+    state = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=2).state_dict()
+    torch.save(state, tmp_path / "checkpoints" / FILES[name])
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    args = ["predict", str(tmp_path / "in" / "one.png"), "--weights", weights, "--out"]
+    detect = [*args, str(tmp_path / "a"), "--boxes", "detect", "--detector-weights", name]
+    assert main([*detect, "--min-score", "1"]) == 0
+    assert "the detector found nobody in 1 of 1 pictures: without results" in capsys.readouterr().err
+    assert main([*args, str(tmp_path / "b"), "--boxes", boxes]) == 0
+    # Going on with other boxes would leave those that are done with the old ones.
+    os.utime(boxes, (0, 0))
+    assert main([*args, str(tmp_path / "b"), "--boxes", boxes]) == 1
+    assert "give another folder, or --restart" in capsys.readouterr().err
+    # The poses that were written are a file of boxes, too.
+    found = str(tmp_path / "b" / "pose" / "predictions.json")
+    assert main([*args, str(tmp_path / "c"), "--boxes", found, "--min-score", "0"]) == 0
+    poses, again = (read_pose(tmp_path / folder / "pose" / "one.json")[0] for folder in "bc")
+    np.testing.assert_allclose(np.sort(again.boxes, axis=0), np.sort(poses.boxes, axis=0), atol=0.01)
 
 
 def test_people_of_a_video_keep_their_numbers(weights, tmp_path, capsys):

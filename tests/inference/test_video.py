@@ -153,6 +153,17 @@ def test_damage_in_the_middle_loses_only_what_is_damaged(tmp_path):
     assert given[-1][1] == pytest.approx(59 / 30, abs=1e-3)
 
 
+def test_damage_at_the_beginning_loses_only_the_beginning(tmp_path):
+    data = bytearray(write_raw(tmp_path / "a.mp4", gop_size=10).read_bytes())
+    start = data.find(b"mdat") + 4
+    data[start : start + 900] = bytes(900)
+    path = tmp_path / "b.mp4"
+    path.write_bytes(data)
+    given, reason = read_all(path)
+    assert reason.startswith("damaged after 0 pictures (0.00 s)")
+    assert 30 < len(given) < 60 and given[0][2].shape == (48, 64, 3)
+
+
 def test_files_that_are_no_videos(tmp_path):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "page.mp4").write_bytes(b"<html>not found</html>" * 50)
