@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from s2kit.inference.augmentation import predict_output, scaled_size
+from s2kit.pose import decode_heatmaps, encode_heatmaps
 from s2kit.tasks import PointmapTask
 
 DENSE = {"NormalsOracle": 0.02, "AlbedoOracle": 0.01, "MattingOracle": 0.01, "PointmapOracle": 0.02}
@@ -71,6 +72,21 @@ def test_mirrors_and_scales_keep_keypoints_in_their_place(oracles, options):
     # Network pixels are 2.4 of the picture's.
     np.testing.assert_allclose(left[:2], [68, 38], atol=0.5)
     np.testing.assert_allclose(right[:2], [32, 78], atol=0.5)
+
+
+def test_heatmaps_of_two_sizes_lie_over_each_other(oracles):
+    """Also near the corners, where it counts that cells, not edges, lie on each other; with rounding of the aspect."""
+    task = oracles.make(oracles.PoseOracle)
+    base = task.picture_transform()({"key": "", "image": oracles.ramps(64, 48)})
+    item = task.scaled_item({"key": "", "image": oracles.ramps(64, 48)}, base, (80, 64))
+    moved = item["crop"].astype(float) @ np.linalg.inv(base["crop"].astype(float))
+    points = torch.tensor([[3.0, 4.0], [45.0, 60.0], [20.0, 30.0]])
+    scaled = points @ torch.from_numpy(moved[:2, :2].T).float() + torch.from_numpy(moved[:2, 2]).float()
+    maps = encode_heatmaps(scaled[None], torch.ones(1, 3), (80, 64), (40, 32), sigma=3.0)[0]
+    cells = task.rescale(maps, {}, torch.zeros(1, 3, 32, 24), {})
+    assert cells.shape == (1, 3, 32, 24)
+    found, _ = decode_heatmaps(cells, (64, 48))
+    torch.testing.assert_close(found[0], points, atol=0.1, rtol=0)
 
 
 def test_the_points_of_other_sizes_need_no_scale(oracles):

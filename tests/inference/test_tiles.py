@@ -8,7 +8,8 @@ import torch
 
 from s2kit.inference.geometry import letterbox_matrix, unletterbox
 from s2kit.inference.tiles import Blend, WholePass, Window, plan_tiles, tile_size
-from s2kit.tasks import SegmentationTask
+from s2kit.models.heads import PointmapOutput
+from s2kit.tasks import PointmapTask, SegmentationTask
 from s2kit.tasks.pointmap import align_depth
 
 
@@ -131,6 +132,20 @@ class TestPointmap:
         assert tiled.points.shape == (160, 120, 3)
         assert tiled.focal_length == pytest.approx(whole.focal_length) == pytest.approx(oracles.FOCAL, rel=1e-3)
         np.testing.assert_allclose(tiled.points, whole.points, atol=0.02)
+
+    def test_a_bump_that_only_the_tile_sees_lies_on_the_rays_of_the_whole(self, oracles):
+        task = oracles.make(PointmapTask)
+        y, x = torch.meshgrid(torch.arange(64) + 0.5, torch.arange(48) + 0.5, indexing="ij")
+        rays = torch.stack([(x - 24) / 50, (y - 32) / 50])
+        plane = 2 + 0.01 * x + 0 * y
+        whole = WholePass(torch.cat([rays * plane, plane[None]]), torch.eye(3), (64, 48))
+        seen = plane.clone()
+        seen[20:24, 20:24] -= 0.3
+        output = PointmapOutput(torch.stack([x, y, 4 * seen - 1])[None], torch.ones(1, 1))
+        batch = {"crop": torch.eye(3)[None], "source_size": torch.tensor([[64, 48]])}
+        found = task.finish_tile(output, 0, batch, whole, Window(0, 0, 64, 48))
+        assert 0.2 < plane[21, 21] - found[2, 21, 21] < 0.35
+        torch.testing.assert_close(found[:2] / found[2], rays, atol=1e-5, rtol=0)
 
     def test_alignment_finds_factor_and_shift_and_trusts_no_negative_one(self):
         torch.manual_seed(0)
