@@ -60,6 +60,7 @@ class SegmentationTask(Task):
     #: A tile alone may not tell left from right, or a sleeve from a trouser leg.
     tiles_need_whole: ClassVar[bool] = True
     baseline_title: ClassVar[str] = "most frequent class"
+    load_schema = staticmethod(load_class_list)
 
     def __init__(
         self,
@@ -198,6 +199,7 @@ class SegmentationTask(Task):
         image.save(f"{stem}_labels.png")
 
     def panel(self, prediction: Tensor, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Return input, truth, prediction, errors, and the names of the classes that are in truth or prediction."""
         picture = self.source_picture(index, batch)
         truth = batch["labels"][index].to(torch.uint8).cpu().numpy()
         predicted = self.to_numpy(prediction)
@@ -209,4 +211,5 @@ class SegmentationTask(Task):
             "prediction": drawing.draw_labels(predicted, self.classes),
             "prediction over input": drawing.draw_labels(predicted, self.classes, picture),
             right: drawing.draw_label_errors(predicted, truth, self.classes.ignore_index),
+            "classes": drawing.draw_legend(self.classes, np.union1d(truth, predicted)),
         }
