@@ -1,6 +1,6 @@
 """What every task shares: building from plain config, optimisation, evaluation at the source's size, prediction."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
