@@ -1,7 +1,6 @@
 """What every task shares: building from plain config, optimisation, evaluation at the source's size, prediction."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,10 +12,13 @@ from torch import Tensor, nn
 from data_modules.bad_samples import FEW, BadSamples
 from data_modules.base import TaskDataModule
 from s2kit import optim
+from s2kit.inference.augmentation import predict_output
 from s2kit.inference.geometry import unletterbox
 from s2kit.models import create_backbone
 from s2kit.models.checkpoints import load_weights
 from s2kit.planning.flops import Flops, task_flops
+from s2kit.schemas import SchemaError
+from s2kit.tasks.prediction import PredictionHooks
 
 #: ImageNet statistics of RGB in 0..255 (release, data).
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -32,7 +34,7 @@ def overrides_for(arch: str, overrides: dict[str, Any] | None) -> dict[str, Any]
     return {**by_arch.get(arch, {}), **others}
 
 
-class Task(LightningModule):
+class Task(PredictionHooks, LightningModule):
     """A backbone, a head, losses and metrics for one task. Built from plain values, so that a checkpoint rebuilds it.
 
     A concrete task defines ``build_head``, ``configure_losses``, ``configure_metrics``, ``compute_losses``,
@@ -67,6 +69,10 @@ class Task(LightningModule):
     #: Units of the metrics, and what ``baseline_*`` metrics are, for the table in the terminal.
     metric_units: ClassVar[dict[str, str]] = {}
     baseline_title: ClassVar[str] = "trivial baseline"
+    #: ``load_schema(name)``, with ``names``: what the task's labels follow, if they follow a schema.
+    load_schema: ClassVar[Callable[[Any], Any] | None] = None
+    #: What metrics that are named ``metric/something`` are of.
+    row_title: ClassVar[str] = "class"
     #: Whose weights a training started from: a file's name or ``hf://owner/name``; None for random ones.
     weights_from: str | None = None
     #: Whether the last optimiser step was left out, because its gradient was not finite.
@@ -140,14 +146,6 @@ class Task(LightningModule):
         """Return the terms of a training batch's loss; ``loss`` is their weighted sum."""
         raise NotImplementedError
 
-    def unflip(self, output: Any) -> Any:
-        """Return what the output of mirrored pictures says about the pictures themselves."""
-        raise NotImplementedError
-
-    def average(self, outputs: Sequence[Any]) -> Any:
-        """Return the mean of several outputs for the same pictures."""
-        return sum(outputs) / len(outputs)
-
     def finish(self, output: Any, index: int, batch: dict[str, Any]) -> Any:
         """Return sample ``index`` of an output at its source's size, in the task's units."""
         raise NotImplementedError
@@ -162,10 +160,6 @@ class Task(LightningModule):
 
     def compute_metrics(self, stage: str) -> dict[str, Tensor]:
         """Return the metrics of ``stage`` over all ranks and reset them; ``baseline_*`` is the trivial answer's."""
-        raise NotImplementedError
-
-    def draw(self, prediction: np.ndarray, picture: np.ndarray) -> np.ndarray:
-        """Draw a prediction (as ``to_numpy`` gives it) of a picture, alone or on it, as uint8 (H, W, 3) RGB."""
         raise NotImplementedError
 
     def panel(self, prediction: Any, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -198,6 +192,18 @@ class Task(LightningModule):
     def exported_state(self) -> dict[str, Tensor]:
         """Return the weights that a finished run leaves for others."""
         return self.state_dict()
+
+    def setup(self, stage: str) -> None:
+        """Check that model and data number their labels alike.
+
+        Raises:
+            SchemaError: If they do not.
+        """
+        given = getattr(self.trainer.datamodule, "schema", None)
+        if self.load_schema is None or given is None or stage == "predict":
+            return
+        if self.load_schema(self.hparams.schema).names != self.load_schema(given).names:
+            raise SchemaError(f"model.schema={self.hparams.schema}, but data.schema={given}: give both the same")
 
     def on_fit_start(self) -> None:
         # Weights that are trained on follow the frame of the data from now on.
@@ -280,11 +286,7 @@ class Task(LightningModule):
         self.log_dict(exact, batch_size=max(1, len(batch["key"])))
 
     def _predict_batch(self, batch: dict[str, Any]) -> list[Any]:
-        image = self.normalise(batch["image"])
-        output = self(image)
-        if self.hparams.flip_test:
-            output = self.average([output, self.unflip(self(image.flip(-1)))])
-        return self.finish_batch(output, batch)
+        return self.finish_batch(predict_output(self, [batch], self.hparams.flip_test), batch)
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> list[Any]:
         predictions = self._predict_batch(batch)
@@ -388,48 +390,3 @@ class Task(LightningModule):
         values = {"train/gradient_norm": total} | {f"train/gradient_norm/{name}": norm for name, norm in norms.items()}
         self.log_dict(values, batch_size=max(1, len(self._batch_keys)))
         return total
-
-    # ------------------------------------------------------------------------------------------------ plain Python
-
-    @torch.inference_mode()
-    def predict(self, images: Sequence[Any] | Any, batch_size: int = 8) -> list[Any]:
-        """Predict pictures of any size.
-
-        Args:
-            images: A picture or several: uint8 arrays (H, W, 3) RGB, or paths.
-            batch_size: Pictures per forward pass.
-
-        Returns:
-            One result a picture, at the picture's own size, as numpy (what it is, the task's ``finish`` says).
-
-        Raises:
-            data_modules.images.ImageError: If a file cannot be read.
-        """
-        from data_modules.collate import collate
-        from data_modules.images import read_image
-
-        if isinstance(images, str | Path) or getattr(images, "ndim", None) == 3:
-            images = [images]
-        transform = self.picture_transform()
-        self.eval()
-        results: list[Any] = []
-        for start in range(0, len(images), batch_size):
-            pictures = [read_image(i) if isinstance(i, str | Path) else i for i in images[start : start + batch_size]]
-            batch = collate([transform({"key": str(start + k), "image": p}) for k, p in enumerate(pictures)])
-            batch["image"] = batch["image"].to(self.device)
-            results += [self.to_numpy(prediction) for prediction in self._predict_batch(batch)]
-        return results
-
-    def picture_transform(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        """Return what fits a picture of any size into the network's input: ``transform(sample) -> item``."""
-        from data_modules.transforms import EvalTransform
-
-        return EvalTransform(self.image_size)
-
-    def to_numpy(self, prediction: Any) -> Any:
-        """Return a finished prediction as numpy; maps become ``(H, W, C)``."""
-        return prediction.permute(1, 2, 0).float().cpu().numpy()
-
-    def write(self, stem: Path, prediction: Any, picture: np.ndarray) -> None:
-        """Write a prediction (as ``to_numpy`` gives it) of a picture to files whose names start with ``stem``."""
-        np.save(f"{stem}.npy", prediction)
