@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import ranks_run
 import torch
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
@@ -39,12 +40,17 @@ def runs(tmp_path_factory) -> dict[str, dict]:
         return {"start_from": str(folder / name / "step2.ckpt")}
 
     sinkhorn = {"task": {"centring": "sinkhorn"}, "steps": 2}
-    frozen = {"task": {"weight_decay": 0.1, "final_weight_decay": 0.3, "final_teacher_momentum": 1.0}}
+    backbone = ranks_run.TASK["backbone"]
+    frozen = {"weight_decay": 0.1, "final_weight_decay": 0.3, "final_teacher_momentum": 1.0}
+    frozen = {"task": {**frozen, "backbone": {**backbone, "frozen_stages": 1}}}
+    windows = {**backbone, "patch_size": 4, "window_tokenizer_depth": 1, "checkpointing": "full"}
+    windows = {"task": {"backbone": windows, "image_size": (64, 48)}, "steps": 2}
     groups = [
         [
             options("one", size=4),
             options("one_sinkhorn", size=4, **sinkhorn),
             options("one_schedules", size=4, **frozen),
+            options("one_windows", size=4, **windows),
         ],
         [
             options("ddp", strategy="ddp", **TWO),
@@ -53,6 +59,8 @@ def runs(tmp_path_factory) -> dict[str, dict]:
             options("fsdp", strategy="fsdp2", **TWO),
             options("fsdp_sinkhorn", strategy="fsdp2", **TWO, **sinkhorn),
             options("fsdp_schedules", strategy="fsdp2", **TWO, **frozen),
+            options("fsdp_windows", strategy="fsdp2", **TWO, **windows),
+            options("ddp_windows", strategy="ddp", **TWO, **windows),
             options("fsdp_empty", strategy="fsdp2", empty=[1, 1], **TWO),
             options("fsdp_bf16", strategy="fsdp2", precision="bf16-mixed", **TWO),
             options("fsdp_from_fsdp", strategy="fsdp2", **of("fsdp"), **TWO),
@@ -72,7 +80,7 @@ def runs(tmp_path_factory) -> dict[str, dict]:
 
 def compare_steps(first: dict, second: dict, steps: int) -> None:
     """Losses to 1e-5, gradients to 1e-5 of the largest in their tensor."""
-    assert len(first["losses"]) >= steps and len(second["losses"]) >= steps
+    assert len(first["losses"]) == len(second["losses"]) == steps >= 2
     for step in range(steps):
         losses = first["losses"][step]
         assert {"train/loss", "train/reconstruction", "train/contrast", "train/koleo"} <= losses.keys()
@@ -94,12 +102,14 @@ def compare_steps(first: dict, second: dict, steps: int) -> None:
         ("one_sinkhorn", "ddp_sinkhorn"),
         ("one_sinkhorn", "fsdp_sinkhorn"),
         ("one_schedules", "fsdp_schedules"),
+        ("one_windows", "fsdp_windows"),
+        ("one_windows", "ddp_windows"),
         ("ddp_empty", "fsdp_empty"),
     ],
 )
 def test_two_ranks_do_what_one_does_with_both_their_samples(runs, pair):
     first, second = (runs[name] for name in pair)
-    compare_steps(first, second, 2 if "sinkhorn" in pair[0] else 4)
+    compare_steps(first, second, len(first["losses"]))
     for name, value in first["states"][-1].items():
         torch.testing.assert_close(second["states"][-1][name], value, atol=1e-6, rtol=0, msg=name)
     assert any("centre" in name for name in first["states"][-1]) == ("sinkhorn" not in pair[0])
