@@ -50,7 +50,8 @@ class Pretraining(Task):
         decoder: Overrides of ``MAEDecoder``'s fields; ``by_arch`` as for ``backbone``.
         head: Overrides of ``ProjectionHead``'s fields, likewise.
         views: Global crops of a picture in a step.
-        local_views: Local ones, of half the sides.
+        local_views: Local ones.
+        local_size: Their (height, width) in pixels; by default half of each side, in whole patches.
         crop_scale, local_scale: Range of a crop's area, as a share of the picture's.
         crop_aspect: Range of the factor on the network input's aspect.
         flip: How often a crop is mirrored.
@@ -88,6 +89,7 @@ class Pretraining(Task):
         decoder: dict[str, Any] | None = None,
         views: int = 2,
         local_views: int = 4,
+        local_size: tuple[int, int] | None = None,
         crop_scale: tuple[float, float] = (0.5, 1.0),
         local_scale: tuple[float, float] = (0.2, 0.7),
         crop_aspect: tuple[float, float] = (3 / 4, 4 / 3),
@@ -146,7 +148,8 @@ class Pretraining(Task):
         self.grid = self.backbone.grid_size(*self.image_size)
         masked_count(self.grid, options.mask_ratio)
         step = config.stride
-        self.local_size = tuple(max(step, side // 2 // step * step) for side in self.image_size)
+        self.local_size = tuple(options.local_size or (max(step, side // 2 // step * step) for side in self.image_size))
+        config.check_size(*self.local_size)
         # With the window tokenizer a token covers 64 pixels, of which the paper reconstructs half the resolution.
         self.target_scale = 1 if config.window_tokenizer_depth is None else 2
         self.patch_pixels = step // self.target_scale

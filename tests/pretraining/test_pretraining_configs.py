@@ -12,6 +12,7 @@ SIZES = ["0.1b", "0.4b", "0.8b", "1b", "5b", "1b_4k"]
 TABLE = {
     "views": 2,
     "local_views": 4,
+    "local_size": None,
     "crop_scale": (0.5, 1.0),
     "local_scale": (0.2, 0.7),
     "crop_aspect": (0.75, 4 / 3),

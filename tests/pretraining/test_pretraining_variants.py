@@ -86,6 +86,15 @@ def test_it_goes_on_from_a_backbone_at_another_resolution_with_a_frozen_prefix(t
         assert (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)) == trains, name
 
 
+def test_local_crops_are_half_as_large_or_as_large_as_is_said():
+    assert Pretraining(**{**ranks_run.TASK, "image_size": (128, 96)}).local_size == (64, 48)
+    task = Pretraining(**ranks_run.TASK, local_size=(8, 24))
+    batch = task.draw_views(ranks_run.batches(1, 2)[0], training=True)
+    assert task.local_views(batch).shape == (8, 3, 8, 24)
+    with pytest.raises(ValueError, match="multiples of the patch size 8, got 8 x 20"):
+        Pretraining(**ranks_run.TASK, local_size=(8, 20))
+
+
 class Fixed:
     """A trainer of a known step and length."""
 
