@@ -57,6 +57,8 @@ class PointmapTask(Task):
 
     name: ClassVar[str] = "pointmap"
     monitor: ClassVar[str] = "val/l2"
+    published_lr: ClassVar[dict[str, float]] = {"sapiens2_5b": 1e-4}
+    published_clip: ClassVar[dict[str, float]] = {"sapiens2_0.8b": 2.0}
     metric_units: ClassVar[dict[str, str]] = {
         **dict.fromkeys(("l2", "rmse", "mae_x", "mae_y", "mae_z"), "canonical"),
         **dict.fromkeys(("metric_l2", "metric_rmse"), "m"),
