@@ -1,6 +1,7 @@
 """A finished run's weights for others: ``weights.safetensors`` and ``model.json``."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ def describe_task(task: Task, metrics: dict[str, float] | None = None) -> dict[s
         "frame": getattr(task, "frame", None),
         "weights_from": task.weights_from,
         "config": dict(task.hparams),
-        "metrics": metrics or {},
+        # JSON knows no NaN, which is what a metric without anything to score is.
+        "metrics": {name: value if math.isfinite(value) else None for name, value in (metrics or {}).items()},
         "parameters": sum(parameter.numel() for parameter in task.parameters()),
     }
 

@@ -7,6 +7,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from s2kit.losses.masked import at_least_float32
+
 
 def all_sum(x: Tensor) -> Tensor:
     """Return the sum of ``x`` over all ranks; no gradient passes."""
@@ -96,7 +98,7 @@ def contrast_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1) ->
     views, globals_ = len(student), len(teacher)
     if globals_ < 1 or views < max(globals_, 2):
         raise ValueError(f"{views} views of the student and {globals_} of the teacher make no pair of different views")
-    logs = F.log_softmax(student.float() / temperature, dim=-1)
-    crossed = -torch.einsum("tbp,sbp->ts", teacher.detach(), logs) / student.shape[1]
+    logs = F.log_softmax(at_least_float32(student) / temperature, dim=-1)
+    crossed = -torch.einsum("tbp,sbp->ts", teacher.detach().to(logs.dtype), logs) / student.shape[1]
     different = ~torch.eye(globals_, views, dtype=torch.bool, device=student.device)
     return (crossed * different).sum() / different.sum()

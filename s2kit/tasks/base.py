@@ -16,6 +16,7 @@ from s2kit import optim
 from s2kit.inference.geometry import unletterbox
 from s2kit.models import create_backbone
 from s2kit.models.checkpoints import load_weights
+from s2kit.schemas import SchemaError
 
 #: ImageNet statistics of RGB in 0..255 (release, data).
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -66,6 +67,10 @@ class Task(LightningModule):
     #: Units of the metrics, and what ``baseline_*`` metrics are, for the table in the terminal.
     metric_units: ClassVar[dict[str, str]] = {}
     baseline_title: ClassVar[str] = "trivial baseline"
+    #: ``load_schema(name)``, with ``names``: what the task's labels follow, if they follow a schema.
+    load_schema: ClassVar[Callable[[Any], Any] | None] = None
+    #: What metrics that are named ``metric/something`` are of.
+    row_title: ClassVar[str] = "class"
     #: Whose weights a training started from: a file's name or ``hf://owner/name``; None for random ones.
     weights_from: str | None = None
     #: Peak learning rates that differ from 5e-4, by arch.
@@ -184,6 +189,18 @@ class Task(LightningModule):
     def exported_state(self) -> dict[str, Tensor]:
         """Return the weights that a finished run leaves for others."""
         return self.state_dict()
+
+    def setup(self, stage: str) -> None:
+        """Check that model and data number their labels alike.
+
+        Raises:
+            SchemaError: If they do not.
+        """
+        given = getattr(self.trainer.datamodule, "schema", None)
+        if self.load_schema is None or given is None or stage == "predict":
+            return
+        if self.load_schema(self.hparams.schema).names != self.load_schema(given).names:
+            raise SchemaError(f"model.schema={self.hparams.schema}, but data.schema={given}: give both the same")
 
     def on_fit_start(self) -> None:
         # Weights that are trained on follow the frame of the data from now on.

@@ -50,15 +50,12 @@ class PoseTask(Task):
     published_lr: ClassVar[dict[str, float]] = {"sapiens2_5b": 1e-4}
     metric_units: ClassVar[dict[str, str]] = {
         **{f"{name}{suffix}": "%" for name in ("AP", "AR") for suffix in ("", "50", "75", "_M", "_L")},
-        **{
-            f"{name}_{part}": "%"
-            for name in ("AP", "AR")
-            for part in ("body", "foot", "face", "left_hand", "right_hand", "extra")
-        },
         "PCK": "% of keypoints",
         "OKS": "%, mean",
     }
     baseline_title: ClassVar[str] = "mean pose in the box"
+    row_title: ClassVar[str] = "part"
+    load_schema = staticmethod(load_keypoint_set)
 
     def __init__(
         self,

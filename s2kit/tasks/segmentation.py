@@ -49,6 +49,7 @@ class SegmentationTask(Task):
         "boundary_f": "%",
     }
     baseline_title: ClassVar[str] = "most frequent class"
+    load_schema = staticmethod(load_class_list)
 
     def __init__(
         self,
@@ -164,6 +165,7 @@ class SegmentationTask(Task):
         return drawing.draw_labels(prediction, self.classes, picture)
 
     def panel(self, prediction: Tensor, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Return input, truth, prediction, errors, and the names of the classes that are in truth or prediction."""
         picture = self.source_picture(index, batch)
         truth = batch["labels"][index].to(torch.uint8).cpu().numpy()
         predicted = self.to_numpy(prediction)
@@ -175,4 +177,5 @@ class SegmentationTask(Task):
             "prediction": drawing.draw_labels(predicted, self.classes),
             "prediction over input": drawing.draw_labels(predicted, self.classes, picture),
             right: drawing.draw_label_errors(predicted, truth, self.classes.ignore_index),
+            "classes": drawing.draw_legend(self.classes, np.union1d(truth, predicted)),
         }
