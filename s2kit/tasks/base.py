@@ -1,7 +1,6 @@
 """What every task shares: building from plain config, optimisation, evaluation at the source's size, prediction."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,10 +12,12 @@ from torch import Tensor, nn
 from data_modules.bad_samples import FEW, BadSamples
 from data_modules.base import TaskDataModule
 from s2kit import optim
+from s2kit.inference.augmentation import predict_output
 from s2kit.inference.geometry import unletterbox
 from s2kit.models import create_backbone
 from s2kit.models.checkpoints import load_weights
 from s2kit.schemas import SchemaError
+from s2kit.tasks.prediction import PredictionHooks
 
 #: ImageNet statistics of RGB in 0..255 (release, data).
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -32,7 +33,7 @@ def overrides_for(arch: str, overrides: dict[str, Any] | None) -> dict[str, Any]
     return {**by_arch.get(arch, {}), **others}
 
 
-class Task(LightningModule):
+class Task(PredictionHooks, LightningModule):
     """A backbone, a head, losses and metrics for one task. Built from plain values, so that a checkpoint rebuilds it.
 
     A concrete task defines ``build_head``, ``configure_losses``, ``configure_metrics``, ``compute_losses``,
@@ -144,14 +145,6 @@ class Task(LightningModule):
         """Return the terms of a training batch's loss; ``loss`` is their weighted sum."""
         raise NotImplementedError
 
-    def unflip(self, output: Any) -> Any:
-        """Return what the output of mirrored pictures says about the pictures themselves."""
-        raise NotImplementedError
-
-    def average(self, outputs: Sequence[Any]) -> Any:
-        """Return the mean of several outputs for the same pictures."""
-        return sum(outputs) / len(outputs)
-
     def finish(self, output: Any, index: int, batch: dict[str, Any]) -> Any:
         """Return sample ``index`` of an output at its source's size, in the task's units."""
         raise NotImplementedError
@@ -166,10 +159,6 @@ class Task(LightningModule):
 
     def compute_metrics(self, stage: str) -> dict[str, Tensor]:
         """Return the metrics of ``stage`` over all ranks and reset them; ``baseline_*`` is the trivial answer's."""
-        raise NotImplementedError
-
-    def draw(self, prediction: np.ndarray, picture: np.ndarray) -> np.ndarray:
-        """Draw a prediction (as ``to_numpy`` gives it) of a picture, alone or on it, as uint8 (H, W, 3) RGB."""
         raise NotImplementedError
 
     def panel(self, prediction: Any, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -274,11 +263,7 @@ class Task(LightningModule):
         self.log_dict(exact, batch_size=max(1, len(batch["key"])))
 
     def _predict_batch(self, batch: dict[str, Any]) -> list[Any]:
-        image = self.normalise(batch["image"])
-        output = self(image)
-        if self.hparams.flip_test:
-            output = self.average([output, self.unflip(self(image.flip(-1)))])
-        return self.finish_batch(output, batch)
+        return self.finish_batch(predict_output(self, [batch], self.hparams.flip_test), batch)
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> list[Any]:
         predictions = self._predict_batch(batch)
@@ -376,48 +361,3 @@ class Task(LightningModule):
         if self._bad_steps >= MAX_BAD_STEPS:
             raise RuntimeError(f"{where}; {MAX_BAD_STEPS} such steps in a row, so the run stops. Lower model.lr?")
         rank_zero_warn(f"{where}; the step is skipped")
-
-    # ------------------------------------------------------------------------------------------------ plain Python
-
-    @torch.inference_mode()
-    def predict(self, images: Sequence[Any] | Any, batch_size: int = 8) -> list[Any]:
-        """Predict pictures of any size.
-
-        Args:
-            images: A picture or several: uint8 arrays (H, W, 3) RGB, or paths.
-            batch_size: Pictures per forward pass.
-
-        Returns:
-            One result a picture, at the picture's own size, as numpy (what it is, the task's ``finish`` says).
-
-        Raises:
-            data_modules.images.ImageError: If a file cannot be read.
-        """
-        from data_modules.collate import collate
-        from data_modules.images import read_image
-
-        if isinstance(images, str | Path) or getattr(images, "ndim", None) == 3:
-            images = [images]
-        transform = self.picture_transform()
-        self.eval()
-        results: list[Any] = []
-        for start in range(0, len(images), batch_size):
-            pictures = [read_image(i) if isinstance(i, str | Path) else i for i in images[start : start + batch_size]]
-            batch = collate([transform({"key": str(start + k), "image": p}) for k, p in enumerate(pictures)])
-            batch["image"] = batch["image"].to(self.device)
-            results += [self.to_numpy(prediction) for prediction in self._predict_batch(batch)]
-        return results
-
-    def picture_transform(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        """Return what fits a picture of any size into the network's input: ``transform(sample) -> item``."""
-        from data_modules.transforms import EvalTransform
-
-        return EvalTransform(self.image_size)
-
-    def to_numpy(self, prediction: Any) -> Any:
-        """Return a finished prediction as numpy; maps become ``(H, W, C)``."""
-        return prediction.permute(1, 2, 0).float().cpu().numpy()
-
-    def write(self, stem: Path, prediction: Any, picture: np.ndarray) -> None:
-        """Write a prediction (as ``to_numpy`` gives it) of a picture to files whose names start with ``stem``."""
-        np.save(f"{stem}.npy", prediction)

@@ -246,7 +246,7 @@ def test_an_exported_model_predicts_the_same(tmp_path):
     again = load_task(None, tmp_path / "weights.safetensors")
     assert again.hparams.schema == "coco-17"
     before, after = task.predict(picture)[0], again.predict(picture)[0]
-    assert before.shape == (17, 3)
+    assert before.shape == (1, 17, 3)
     np.testing.assert_array_equal(before, after)
     drawn = again.draw(before, picture)
     assert drawn.shape == picture.shape and drawn.dtype == np.uint8
