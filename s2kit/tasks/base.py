@@ -79,6 +79,8 @@ class Task(PredictionHooks, LightningModule):
     skipped: bool = False
     #: Peak learning rates that differ from 5e-4, by arch.
     published_lr: ClassVar[dict[str, float]] = {}
+    #: Limits on the gradient's norm that differ from those of the arch in other tasks.
+    published_clip: ClassVar[dict[str, float]] = {}
 
     def __init__(
         self,
@@ -331,12 +333,28 @@ class Task(PredictionHooks, LightningModule):
         trainer = self.trainer
         return int(trainer.max_steps if trainer.max_steps > 0 else trainer.estimated_stepping_batches)
 
+    @property
+    def lr(self) -> float:
+        """Peak learning rate: the one given, else what was published for the task and ``arch``."""
+        given = self.hparams.lr
+        return self.published_lr.get(self.hparams.arch, optim.DEFAULT_LR) if given is None else given
+
+    @property
+    def layer_decay(self) -> float:
+        """Factor on the learning rate from layer to layer: the one given, else what was published for ``arch``."""
+        given = self.hparams.layer_decay
+        return optim.LAYER_DECAY.get(self.hparams.arch, 1.0) if given is None else given
+
+    @property
+    def clip(self) -> float:
+        """Limit on the gradient's norm: the one given, else what was published for the task and ``arch``."""
+        if self.hparams.clip is not None:
+            return self.hparams.clip
+        usual = optim.GRADIENT_CLIP.get(self.hparams.arch, optim.DEFAULT_GRADIENT_CLIP)
+        return self.published_clip.get(self.hparams.arch, usual)
+
     def configure_optimizers(self) -> dict[str, Any]:
-        hparams = self.hparams
-        lr = hparams.lr if hparams.lr is not None else self.published_lr.get(hparams.arch, 5e-4)
-        layer_decay = hparams.layer_decay
-        if layer_decay is None:
-            layer_decay = optim.LAYER_DECAY.get(hparams.arch, 1.0)
+        hparams, lr, layer_decay = self.hparams, self.lr, self.layer_decay
         groups = optim.parameter_groups(
             self.named_parameters(), lr, hparams.weight_decay, layer_decay, self.backbone.config.depth, self.decays
         )
@@ -360,9 +378,7 @@ class Task(PredictionHooks, LightningModule):
         Raises:
             RuntimeError: After ``MAX_BAD_STEPS`` such steps in a row.
         """
-        limit = gradient_clip_val if gradient_clip_val is not None else self.hparams.clip
-        if limit is None:
-            limit = optim.GRADIENT_CLIP.get(self.hparams.arch, optim.DEFAULT_GRADIENT_CLIP)
+        limit = self.clip if gradient_clip_val is None else gradient_clip_val
         norm = self._gradient_norm()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)

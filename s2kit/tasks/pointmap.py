@@ -83,6 +83,8 @@ class PointmapTask(Task):
 
     name: ClassVar[str] = "pointmap"
     monitor: ClassVar[str] = "val/l2"
+    published_lr: ClassVar[dict[str, float]] = {"sapiens2_5b": 1e-4}
+    published_clip: ClassVar[dict[str, float]] = {"sapiens2_0.8b": 2.0}
     metric_units: ClassVar[dict[str, str]] = {
         **dict.fromkeys(("l2", "rmse", "mae_x", "mae_y", "mae_z"), "canonical"),
         **dict.fromkeys(("metric_l2", "metric_rmse"), "m"),
@@ -250,6 +252,11 @@ class PointmapTask(Task):
         prediction.write_ply(f"{stem}.ply", picture)
 
     def panel(self, prediction: PointmapPrediction, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Return input, depths, error in metres, normals; the predicted depth times a factor, which shows its relief.
+
+        In the colours of the true depths, which span a person's thickness, a distance that is somewhat wrong would be
+        of one colour all over.
+        """
         valid = batch["valid"][index][0].cpu().numpy()
         truth = batch["pointmap"][index].permute(1, 2, 0).float().cpu().numpy()
         predicted = self.to_numpy(prediction).points
@@ -257,10 +264,13 @@ class PointmapTask(Task):
         error = np.linalg.norm(predicted - truth, axis=-1)
         mean = f"error, mean {error[valid].mean():.3f} m" if valid.any() else "error"
         inner = inside_of(valid)
+        depth, true_depth = predicted[..., 2], truth[..., 2]
+        sums = float(depth[valid].sum()), float(true_depth[valid].sum())
+        factor = sums[1] / sums[0] if sums[0] > 0 else 1.0
         return {
             "input": self.source_picture(index, batch),
-            f"true depth, {limits[0]:.2f} to {limits[1]:.2f} m": dense_drawing.draw_depth(truth[..., 2], limits, valid),
-            "depth": dense_drawing.draw_depth(predicted[..., 2], limits, valid),
+            f"true depth, {limits[0]:.2f} to {limits[1]:.2f} m": dense_drawing.draw_depth(true_depth, limits, valid),
+            f"depth, times {factor:.2f}": dense_drawing.draw_depth(factor * depth, limits, valid),
             mean: draw_heat(error, MAX_ERROR, valid),
             "normals of truth": draw_normals(normals_of(truth), inner),
             "normals of prediction": draw_normals(normals_of(predicted), inner),

@@ -61,6 +61,7 @@ class PoseTask(Task):
     #: AP stays 0 for long in short runs on small pictures, mean OKS does not.
     monitor: ClassVar[str] = "val/OKS"
     monitor_mode: ClassVar[str] = "max"
+    published_lr: ClassVar[dict[str, float]] = {"sapiens2_5b": 1e-4}
     metric_units: ClassVar[dict[str, str]] = {
         **{f"{name}{suffix}": "%" for name in ("AP", "AR") for suffix in ("", "50", "75", "_M", "_L")},
         "PCK": "% of keypoints",

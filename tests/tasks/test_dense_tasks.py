@@ -17,6 +17,7 @@ from s2kit.models.heads import PointmapOutput
 from s2kit.report import print_metrics
 from s2kit.schemas import SchemaError, load_class_list
 from s2kit.tasks import AlbedoTask, MattingTask, NormalsTask, PointmapTask, SegmentationTask, Task, load_task
+from s2kit.tasks.pointmap import PointmapPrediction
 
 SIZE = (72, 48)
 TINY = {
@@ -209,6 +210,23 @@ def test_panels_and_drawings_are_pictures_of_the_sources_size(kind):
     batch["valid"] = [torch.zeros(1, 40, 64, dtype=torch.bool)]
     batch["labels"] = [torch.full((40, 64), 255)]
     assert len(set(task.panel(prediction, 0, batch)) - {"classes"}) == len(panel)
+
+
+def test_a_panel_of_points_shows_relief_at_a_wrong_distance():
+    task = make(PointmapTask)
+    sample = item("a", (40, 64))
+    batch = {**collate([sample]), "image": torch.zeros(1, 3, *SIZE, dtype=torch.uint8)}
+    points = torch.from_numpy(sample["pointmap"])
+    panels = [
+        list(task.panel(PointmapPrediction(factor * points, torch.tensor(1.0), torch.tensor(60.0)), 0, batch).items())
+        for factor in (1.0, 2.0)
+    ]
+    (_, truth), (title, depth) = panels[1][1:3]
+    assert title == "depth, times 0.50"
+    assert len(np.unique(depth.reshape(-1, 3), axis=0)) > 10
+    np.testing.assert_array_equal(depth, truth)
+    assert panels[0][3][0] == "error, mean 0.000 m"
+    assert panels[1][3][0] != panels[0][3][0]
 
 
 def letterboxed(values: np.ndarray, outside: float) -> torch.Tensor:
