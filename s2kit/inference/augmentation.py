@@ -46,5 +46,6 @@ def predict_output(
         output = call(function, image)
         if flip:
             output = task.average([output, task.unflip(call(function, image.flip(-1)))])
+        output = task.at_input_size(output, tuple(image.shape[-2:]))
         outputs.append(output if batch is passes[0] else task.rescale(output, batch, outputs[0], passes[0]))
     return outputs[0] if len(outputs) == 1 else task.average(outputs)

@@ -159,6 +159,9 @@ class PointmapTask(Task):
         points = PixelShuffleHead.forward(self.decode_head, self.backbone(image).patches)
         return PointmapOutput(points, points.new_full((len(points), 1), math.nan))
 
+    def at_input_size(self, output: PointmapOutput, size: tuple[int, int]) -> PointmapOutput:
+        return output._replace(pointmap=super().at_input_size(output.pointmap, size))
+
     def rescale(
         self, output: PointmapOutput, batch: dict[str, Any], base_output: PointmapOutput, base: dict[str, Any]
     ) -> PointmapOutput:

@@ -168,6 +168,10 @@ class PoseTask(Task):
         image = to_planes(warp_image(sample["image"], crop, image_size))
         return {**base, "image": image, "crop": crop.astype(np.float32)}
 
+    def at_input_size(self, output: Tensor, size: tuple[int, int]) -> Tensor:
+        """Heatmaps are decoded as they are, at any size."""
+        return output
+
     def rescale(self, output: Tensor, batch: dict[str, Any], base_output: Tensor, base: dict[str, Any]) -> Tensor:
         return interpolate(output, base_output.shape[-2:], mode="bilinear", align_corners=True)
 

@@ -61,6 +61,15 @@ class PredictionHooks:
         """Map a normalised image of another size than the network's to the head's raw output."""
         return self(image)
 
+    def at_input_size(self, output: Any, size: tuple[int, int]) -> Any:
+        """Return the head's output at the (height, width) of the network's input.
+
+        A head that doubles less often than the patches were halved gives a smaller map, as on tokens of 64 pixels.
+        """
+        if tuple(output.shape[-2:]) == size:
+            return output
+        return interpolate(output, size, mode="bilinear", align_corners=False)
+
     def rescale(self, output: Any, batch: dict[str, Any], base_output: Any, base: dict[str, Any]) -> Any:
         """Return what the output of resized pictures says at the network's own size.
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import avg_pool2d
 
 from s2kit.inference.augmentation import predict_output, scaled_size
 from s2kit.tasks import PointmapTask
@@ -110,3 +111,26 @@ def test_all_passes_count_alike(oracles):
     with torch.no_grad():
         found = predict_output(task, [base, double], flip=True)
     torch.testing.assert_close(found, torch.full_like(found, (48 + 54 + 96 + 102) / 4))
+
+
+@pytest.mark.parametrize("options", [{}, {"flip": True}, {"scales": (1, 1.5)}, {"tile": (48, 36)}])
+@pytest.mark.parametrize("name", [*DENSE, "SegmentationOracle"])
+def test_a_head_with_a_smaller_map_answers_at_the_pictures_size(oracles, name, options):
+    oracle = getattr(oracles, name)
+
+    class Coarse(oracle):
+        def forward(self, image):
+            output = super().forward(image)
+            if isinstance(output, tuple):
+                return output._replace(pointmap=avg_pool2d(output.pointmap, 2))
+            return avg_pool2d(output, 2)
+
+    picture = oracles.ramps(96, 72)
+    coarse, fine = oracles.make(Coarse), oracles.make(oracle)
+    coarse.size = fine.size = (96, 72)
+    found, expected = (values_of(task.predict(picture, **options)[0]) for task in (coarse, fine))
+    assert found.shape == expected.shape
+    if name == "SegmentationOracle":
+        assert (found == expected).mean() > 0.97
+    else:
+        assert np.abs(found - expected)[4:-4, 4:-4].max() < 2 * DENSE[name]
