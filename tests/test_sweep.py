@@ -386,6 +386,12 @@ def test_table_has_mean_spread_and_rank(config):
     )
 
 
+def test_a_result_may_stay_out_of_the_ranks(config):
+    config.write_text(config.read_text().replace("best: max}", "best: max, rank: false}"))
+    sweep, _ = run(config, Fake(NUMBERS))
+    assert mean_ranks(sweep) == {"scratch": {"0": 2.0, "1": 2.0}, "joint": {"0": 1.0, "1": 1.0}}
+
+
 def test_ranks_need_every_row_of_a_seed(config):
     sweep, _ = run(config, Fake(NUMBERS), limit=3)
     assert mean_ranks(sweep) == {"scratch": {"0": 2.0}, "joint": {"0": 1.0}}

@@ -47,12 +47,14 @@ class Result:
         file: The JSON file that holds it.
         key: Names of the nested entries that lead to it.
         higher_is_better: Whether the largest ranks first.
+        ranked: Whether it counts in the mean rank.
     """
 
     name: str
     file: str
     key: tuple[str, ...]
     higher_is_better: bool
+    ranked: bool = True
 
 
 @dataclass(frozen=True)
@@ -297,12 +299,12 @@ def _step(name: str, content: Any, where: str, grid: Mapping[str, Any]) -> Step:
 
 
 def _result(name: str, content: Any, where: str) -> Result:
-    reader = _Reader(content, where, ("file", "key", "best"))
+    reader = _Reader(content, where, ("file", "key", "best", "rank"))
     best = reader.take("best", str)
     if best not in ("min", "max"):
         raise UserError(f"{where}, best: must be min or max, got {best!r}")
     key = tuple(str(part) for part in reader.take("key", list))
-    return Result(str(name), reader.take("file", str), key, best == "max")
+    return Result(str(name), reader.take("file", str), key, best == "max", content.get("rank", True) is not False)
 
 
 def _equal(content: Any, where: str) -> tuple[str, float] | None:
