@@ -145,6 +145,14 @@ def test_mistakes_name_file_key_and_value(tmp_path, before, after, said):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_folder_and_compute_can_be_given_for_a_trial(config, tmp_path):
+    sweep = read_sweep(config, str(tmp_path / "other"), 5e3)
+    assert sweep.folder == tmp_path / "other" and sweep.equal == ("pretrain", 5e3)
+    config.write_text(re.sub("(?m)^equal:.*$", "", config.read_text()).replace("={steps}", "=3"))
+    with pytest.raises(UserError, match="equal: there is none"):
+        read_sweep(config, flops=5e3)
+
+
 def test_a_missing_or_broken_file(tmp_path, capsys):
     assert main(["sweep", "--config", str(tmp_path / "none.yaml")]) == 1
     assert "none.yaml: no such file" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from s2kit.sweeps.compute import Budget
 from s2kit.sweeps.config import Sweep, read_sweep
 from s2kit.sweeps.processes import Processes
 from s2kit.sweeps.state import State
-from s2kit.tools.arguments import OneLineParser, whole
+from s2kit.tools.arguments import OneLineParser, real, whole
 
 _DESCRIPTION = """\
 Run every point of a grid, each a few commands of s2kit, and tabulate the results. The config says which: see
@@ -40,7 +40,7 @@ def main(args: list[str]) -> int:
         SystemExit: Of the parser, code 2, for wrong usage.
     """
     options = _parser().parse_args(args)
-    sweep = read_sweep(options.config)
+    sweep = read_sweep(options.config, options.folder, options.flops)
     budget = Budget(sweep, step_flops)
     if not options.show:
         from s2kit.sweeps.runner import Runner
@@ -68,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, metavar="FILE", help="the sweep")
     parser.add_argument("--show", action="store_true", help="run nothing; say what is done and write the tables")
     parser.add_argument("--trials", type=whole(1), metavar="N", help="run at most so many trials now (default: all)")
+    parser.add_argument("--folder", metavar="DIR", help="in place of the config's folder")
+    parser.add_argument("--flops", type=real(1), metavar="X", help="in place of the config's equal compute")
     parser.add_argument("--jobs", type=whole(1), default=1, metavar="N", help="trials at a time (default: 1)")
     parser.add_argument(
         "--threads", type=whole(1), metavar="N", help="of each command (default: OMP_NUM_THREADS, or the cores / jobs)"
