@@ -13,6 +13,8 @@ import pytest
 
 from s2kit.cli import main
 from s2kit.errors import UserError
+from s2kit.models.config import backbone_config
+from s2kit.planning import backbone_flops
 from s2kit.sweeps.compute import Budget
 from s2kit.sweeps.config import read_sweep
 from s2kit.sweeps.curves import band, draw_curves, log_ticks, read_series, ticks
@@ -21,6 +23,7 @@ from s2kit.sweeps.report import markdown, mean_ranks, ranks, summarise
 from s2kit.sweeps.runner import InUse, Runner, held
 from s2kit.sweeps.state import State
 from s2kit.sweeps.study import Study
+from s2kit.tools.sweep import count_apart, step_flops
 
 SWEEP = """
 name: tiny
@@ -366,6 +369,35 @@ def wait_for(condition, seconds=120):
     while not condition():
         assert time.monotonic() - start < seconds
         time.sleep(0.05)
+
+
+def test_flops_of_a_pretrainings_step_have_all_views_and_the_teacher(experiments):
+    """What self-distillation adds, against the planner's formulas: the teacher's globals, the locals and the heads."""
+    words = ["fit", "--config", str(experiments / "pretrain.yaml"), "--data.batch_size=3"]
+    joint, alone = step_flops(words), step_flops([*words, "--model.contrast=0", "--model.koleo=0"])
+    fields = {"patch_size": 8, "embed_dim": 128, "num_heads": 2, "depth": 4, "mlp_dim": 384}
+    backbone = backbone_config("sapiens2_nano", (128, 96), **fields)
+    head = 2 * (128 * 256 + 256 * 256 + 256 * 64 + 64 * 1024)
+    added = 2 * backbone_flops(backbone).forward + 4 * backbone_flops(backbone, (64, 48)).hardware + (2 + 3 * 6) * head
+    assert joint - alone == pytest.approx(3 * added, rel=0.01)
+    # The student sees a quarter of its globals' patches; a decoder sees them all.
+    assert 2 * backbone_flops(backbone, (64, 48)).hardware < alone / 3 < 2 * backbone_flops(backbone).hardware
+    with pytest.raises(UserError, match="only fit has training steps that can be counted, not probe"):
+        step_flops(["probe"])
+
+
+def test_flops_are_counted_in_a_process_of_its_own(monkeypatch):
+    asked = []
+
+    def answer(command, **options):
+        asked.append(command)
+        return subprocess.CompletedProcess(command, int("bad" in command), "Seed set\n1e9\n", "x\ns2kit: error: no\n")
+
+    monkeypatch.setattr(subprocess, "run", answer)
+    assert count_apart(["fit", "--config", "a.yaml"]) == 1e9
+    assert asked[0][1:] == ["-m", "s2kit", "sweep", "--flops-of", "fit", "--config", "a.yaml"]
+    with pytest.raises(UserError, match="counting the FLOPs of fit bad: no"):
+        count_apart(["fit", "bad"])
 
 
 # ---------------------------------------------------------------------------------------------------- tables

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +31,8 @@ experiments/sweeps/objective.yaml and docs/pretraining.md.
 Stop it at any time (Ctrl-C, or a crash) and give the same command again: a finished trial is not run again, one that
 was interrupted goes on where it was. Several processes may be at the same sweep at once. A trial that fails is recorded
 with the reason, and the others go on.
+
+  python -m s2kit sweep --flops-of fit --config ...    print the FLOPs of a training step of a command
 """
 
 
@@ -39,9 +44,12 @@ def main(args: list[str]) -> int:
         KeyboardInterrupt: The sweep was stopped; its steps have stopped, too.
         SystemExit: Of the parser, code 2, for wrong usage.
     """
+    if args[:1] == ["--flops-of"]:
+        print(step_flops(args[1:]))
+        return 0
     options = _parser().parse_args(args)
     sweep = read_sweep(options.config, options.folder, options.flops)
-    budget = Budget(sweep, step_flops)
+    budget = Budget(sweep, count_apart)
     if not options.show:
         from s2kit.sweeps.runner import Runner
 
@@ -93,6 +101,16 @@ def stopping_at_termination() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def count_apart(words: list[str]) -> float:
+    """Return ``step_flops``, counted in a process of its own: a sweep itself never loads torch."""
+    command = [sys.executable, "-m", "s2kit", "sweep", "--flops-of", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise UserError(f"counting the FLOPs of {shlex.join(words)}: {lines[-1].removeprefix('s2kit: error: ')}")
+    return float(done.stdout.split()[-1])
 
 
 def step_flops(words: list[str]) -> float:
