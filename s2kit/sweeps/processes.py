@@ -27,6 +27,7 @@ class Processes:
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads
         self._running: set[subprocess.Popen] = set()
+        self._stopped = False
 
     def run(self, words: list[str], log: Path, lock: IO[str] | None) -> int:
         """Run a command, add what it prints to ``log``, and return its exit code; it holds ``lock`` while it lives."""
@@ -44,13 +45,16 @@ class Processes:
                 process_group=0,
             )
         self._running.add(process)
+        if self._stopped:  # meanwhile
+            process.send_signal(signal.SIGINT)
         try:
             return process.wait()
         finally:
             self._running.discard(process)
 
     def stop(self) -> None:
-        """Ask all running commands to stop, as Ctrl-C would."""
+        """Ask all running commands to stop, as Ctrl-C would, and those that begin after this."""
+        self._stopped = True
         for process in list(self._running):
             process.send_signal(signal.SIGINT)
 

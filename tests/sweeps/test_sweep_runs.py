@@ -210,6 +210,25 @@ def test_a_killed_sweeps_step_holds_its_trial_until_it_ends(tmp_path):
     assert "1 failed" in (trial / "only.log").read_text()
 
 
+def test_a_sweep_that_is_stopped_stops_its_steps_first(tmp_path):
+    inner, outer = tmp_path / "inner.yaml", tmp_path / "outer.yaml"
+    inner.write_text(NESTED.format(name="inner", folder=tmp_path / "inner", command="--version"))
+    outer.write_text(NESTED.format(name="outer", folder=tmp_path / "outer", command=f"sweep --config {inner}"))
+    (trial,) = read_sweep(outer).trials()
+    (tmp_path / "inner").mkdir()
+    with held(tmp_path / "inner"):  # so the step waits
+        sweep = subprocess.Popen([sys.executable, "-m", "s2kit", "sweep", "--config", str(outer)])
+        try:
+            log = trial.folder / "only.log"
+            wait_for(lambda: log.is_file() and "waiting" in log.read_text())
+            sweep.terminate()
+            assert sweep.wait(60) == 130
+        finally:
+            sweep.kill()
+        assert can_hold(trial.folder) and log.read_text().endswith("s2kit: interrupted\n")
+    assert State.read(trial).status == "begun"
+
+
 def can_hold(folder):
     try:
         with held(folder):
