@@ -46,17 +46,20 @@ class Processes:
             )
         self._running.add(process)
         if self._stopped:  # meanwhile
-            process.send_signal(signal.SIGINT)
+            process.terminate()
         try:
             return process.wait()
         finally:
             self._running.discard(process)
 
     def stop(self) -> None:
-        """Ask all running commands to stop, as Ctrl-C would, and those that begin after this."""
+        """Ask all running commands to stop, and those that begin after this.
+
+        By SIGTERM: what a shell's script starts in the background ignores Ctrl-C's SIGINT, and so do its children.
+        """
         self._stopped = True
         for process in list(self._running):
-            process.send_signal(signal.SIGINT)
+            process.terminate()
 
 
 def reason_of(log: Path, code: int) -> str:
