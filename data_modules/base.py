@@ -1,6 +1,5 @@
 """What every task's data module shares: where the samples come from, and loaders over them."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from data_modules.bad_samples import BadSamples
 from data_modules.collate import collate, collate_pictures, collate_training
 from data_modules.loader import ResumableLoader
+from data_modules.locations import cache_folder
 from data_modules.memory import keep_freed_memory
 from data_modules.order.ranks import RankSlice
 from data_modules.predict import PictureDataset
@@ -50,7 +50,7 @@ class SyntheticSets:
         samples_per_pixel: Paths traced per pixel.
         seed: Seed of everything in them; the three sets never share a person.
         workers: Rendering processes; by default one per core.
-        cache: Folder that keeps the sets; by default ``$S2KIT_CACHE`` or ``~/.cache/s2kit``.
+        cache: Folder that keeps the sets; by default ``$S2KIT_CACHE`` or the user's cache folder.
     """
 
     train: int = 320
@@ -66,11 +66,11 @@ class SyntheticSets:
         """Return the cache folder of ``split``; its name says what determines its content."""
         from data_modules.synth.generator import GENERATOR_VERSION
 
-        cache = self.cache or os.environ.get("S2KIT_CACHE") or Path.home() / ".cache" / "s2kit"
+        cache = Path(self.cache).expanduser() if self.cache else cache_folder()
         height, width = self.image_size
         name = f"{split}-{getattr(self, split)}-{height}x{width}-spp{self.samples_per_pixel}-seed{self.seed}"
         name += f"-v{GENERATOR_VERSION}"
-        return Path(cache).expanduser() / "synth" / name
+        return cache / "synth" / name
 
     def prepare(self, split: str) -> None:
         """Render ``split`` into its folder, unless a finished set is there."""
@@ -208,6 +208,10 @@ class TaskDataModule(LightningDataModule):
             )
         return [ShardSource(str(folder))]
 
+    def fields_of(self, split: str) -> tuple[str, ...]:
+        """Return the fields that are read in ``split``."""
+        return self.fields
+
     def open_sets(self, split: str) -> list[ShardDataset]:
         """Open the shard sets of ``split``.
 
@@ -219,7 +223,7 @@ class TaskDataModule(LightningDataModule):
         for source in self.sources(split):
             part = ShardDataset(
                 source.path,
-                self.fields,
+                self.fields_of(split),
                 self.required,
                 self.per_person,
                 cache=self.cache,

@@ -12,10 +12,13 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Make a batch of items.
 
     Arrays whose shapes agree over the batch are stacked to a tensor ``(B, ...)``; labels that keep their own source
-    size in evaluation become a list of B tensors; everything else becomes a list.
+    size in evaluation become a list of B tensors; everything else becomes a list. What only some items have, such as
+    the intrinsics of one of the sets of a mixture, is left out.
     """
     batch: dict[str, Any] = {}
     for name in items[0]:
+        if not all(name in item for item in items):
+            continue
         values = [item[name] for item in items]
         if not isinstance(values[0], np.ndarray):
             batch[name] = values

@@ -39,11 +39,12 @@ class DenseDataModule(TaskDataModule):
         return self.augmentation(self.image_size, **self.augment)
 
     def eval_transform(self) -> Callable[[dict], dict]:
-        return EvalTransform(self.image_size, self.labels, self.fit, **self.person_options())
+        return EvalTransform(self.image_size, self.labels, self.fit, **self.evaluation_options())
 
-    def person_options(self) -> dict[str, Any]:
-        """Return the options of ``EvalTransform`` that ``person_margin`` means."""
-        return {} if self.person_margin is None else {"person_crop": True, "person_margin": self.person_margin}
+    def evaluation_options(self) -> dict[str, Any]:
+        """Return the options of ``EvalTransform``: what a sample must have, and what ``person_margin`` means."""
+        cut = {} if self.person_margin is None else {"person_crop": True, "person_margin": self.person_margin}
+        return {"required": self.required, **cut}
 
     def picture_transform(self) -> Callable[[dict], dict]:
         return EvalTransform(self.image_size, fit=self.fit)

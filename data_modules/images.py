@@ -154,14 +154,16 @@ def _to_eight_bits(image: np.ndarray, path: str) -> np.ndarray:
     return np.rint(image * 255).astype(np.uint8)
 
 
-def list_images(source: str | Path) -> list[Path]:
+def list_images(source: str | Path, extensions: Sequence[str] = EXTENSIONS, what: str = "pictures") -> list[Path]:
     """List the pictures that ``source`` means, without opening them.
 
     Args:
         source: A picture; a folder, of which all pictures are taken that are not hidden (not those of its
-        sub-folders),
-            by extension in any case; a glob pattern (``**`` goes into sub-folders); or a ``.txt`` file with one path
-            a line, relative to that file's folder, where empty lines and lines that begin with # are skipped.
+            sub-folders), by extension in any case; a glob pattern (``**`` goes into sub-folders); or a ``.txt`` file
+            with one path a line, relative to that file's folder, where empty lines and lines that begin with # are
+            skipped.
+        extensions: What is taken from folders and patterns, in lower case.
+        what: What these are called in an error.
 
     Returns:
         The paths, sorted by name; those of a text file in its order.
@@ -171,25 +173,31 @@ def list_images(source: str | Path) -> list[Path]:
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        files = [file for file in path.iterdir() if _is_picture(file)]
+        files = [file for file in path.iterdir() if _is_picture(file, extensions)]
         if not files:
-            raise FileNotFoundError(f"the folder {path} holds no pictures ({', '.join(EXTENSIONS)})")
+            raise FileNotFoundError(f"the folder {path} holds no {what} ({', '.join(extensions)})")
         return sorted(files)
     if path.is_file():
-        return _listed(path) if path.suffix.lower() == ".txt" else [path]
+        is_list = path.suffix.lower() == ".txt"
+        return [path.parent / Path(name).expanduser() for name in listed(path)] if is_list else [path]
     if glob.has_magic(str(path)):
-        files = [file for file in map(Path, glob.glob(str(path), recursive=True)) if _is_picture(file)]
+        files = [file for file in map(Path, glob.glob(str(path), recursive=True)) if _is_picture(file, extensions)]
         if not files:
-            raise FileNotFoundError(f"the pattern {path} matches no pictures ({', '.join(EXTENSIONS)})")
+            raise FileNotFoundError(f"the pattern {path} matches no {what} ({', '.join(extensions)})")
         return sorted(files)
     raise FileNotFoundError(f"there is no {path}: give a picture, a folder, a glob pattern or a list (.txt)")
 
 
-def _is_picture(file: Path) -> bool:
-    return file.suffix.lower() in EXTENSIONS and not file.name.startswith(".") and file.is_file()
+def _is_picture(file: Path, extensions: Sequence[str]) -> bool:
+    return file.suffix.lower() in extensions and not file.name.startswith(".") and file.is_file()
 
 
-def _listed(path: Path) -> list[Path]:
+def listed(path: Path) -> list[str]:
+    """Return the lines of a list of pictures, without empty ones and those that begin with #.
+
+    Raises:
+        FileNotFoundError: If there are none, or it is no text.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
@@ -197,7 +205,7 @@ def _listed(path: Path) -> list[Path]:
     names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not names:
         raise FileNotFoundError(f"the list {path} names no pictures")
-    return [path.parent / Path(name).expanduser() for name in names]
+    return names
 
 
 def output_stems(paths: Sequence[str | Path]) -> list[str]:

@@ -34,4 +34,4 @@ class MattingDataModule(DenseDataModule):
         return self.augmentation(self.image_size, backgrounds=self.backgrounds, **self.augment)
 
     def eval_transform(self) -> Callable[[dict], dict]:
-        return MattingEvalTransform(self.image_size, self.backgrounds, **self.person_options())
+        return MattingEvalTransform(self.image_size, self.backgrounds, **self.evaluation_options())

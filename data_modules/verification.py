@@ -269,7 +269,8 @@ def _check_sample(
     try:
         sample = decode_sample(members, key=key, normals_frame=job.normals_frame)
     except ShardError as error:
-        found.add(key, str(error))
+        # The report names the sample itself.
+        found.add(key, str(error).removeprefix(f"sample {key!r}").lstrip(",: "))
         return
     if "image" not in sample and not damaged:
         found.add(key, "it has no image")

@@ -44,8 +44,7 @@ Start here: synthetic people are made, a small model learns their surface normal
   python -m s2kit fit --config experiments/normals.yaml
 
 Then run it on your own pictures:
-  python -m s2kit predict --config experiments/normals.yaml \\
-      --model.weights runs/normals/version_0/weights.safetensors --data.predict_path FOLDER
+  python -m s2kit predict FOLDER --weights runs/normals/version_0 --out results
 
 Configs merge from left to right, and options override them: --config A.yaml --config B.yaml --model.lr 1e-4
   python -m s2kit COMMAND --help            the options of a command
@@ -60,6 +59,11 @@ def overview() -> str:
     return OVERVIEW.format(commands="\n".join(f"  {name:<10}{line}" for name, line in lines.items()))
 
 
+def is_lightning(args: list[str]) -> bool:
+    """Tell whether the words after ``predict`` mean LightningCLI's command, which is made by a config."""
+    return any(re.match(r"(-c|--config|--print_config)(=|$)|--(model|data|trainer)\b", arg) for arg in args)
+
+
 def run(args: list[str]) -> int:
     """Run one command; errors propagate."""
     if not args or args[0] in ("-h", "--help"):
@@ -69,6 +73,9 @@ def run(args: list[str]) -> int:
         print(f"s2kit {__version__}")
         return 0
     command = args[0]
+    if command == "predict" and not is_lightning(args[1:]):
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        return import_module("s2kit.tools.predict").main(args[1:])
     if command in TOOLS:
         return import_module(TOOLS[command][0]).main(args[1:])
     if command in COMMANDS:

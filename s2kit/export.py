@@ -1,6 +1,7 @@
 """A finished run's weights for others: ``weights.safetensors`` and ``model.json``."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 
 from s2kit.models.checkpoints.describe import FORMAT
 from s2kit.models.checkpoints.writing import write_notice
+from s2kit.strategies.fsdp2 import gather
 from s2kit.tasks import Task
 from s2kit.version import __version__
 
@@ -24,7 +26,8 @@ def describe_task(task: Task, metrics: dict[str, float] | None = None) -> dict[s
         "frame": getattr(task, "frame", None),
         "weights_from": task.weights_from,
         "config": dict(task.hparams),
-        "metrics": metrics or {},
+        # JSON knows no NaN, which is what a metric without anything to score is.
+        "metrics": {name: value if math.isfinite(value) else None for name, value in (metrics or {}).items()},
         "parameters": sum(parameter.numel() for parameter in task.parameters()),
     }
 
@@ -32,15 +35,19 @@ def describe_task(task: Task, metrics: dict[str, float] | None = None) -> dict[s
 def export_task(task: Task, folder: str | Path, metrics: dict[str, float] | None = None) -> Path:
     """Write ``weights.safetensors`` (published keys ``backbone.*``, ``decode_head.*``) and ``model.json``.
 
-    What was trained from others' weights gets a notice on the terms of Sapiens2, too.
+    What was trained from others' weights gets a notice on the terms of Sapiens2, too. Where the model is sharded all
+    ranks must call this; rank 0 writes.
 
     Returns:
         The path of the weights.
     """
+    weights = Path(folder) / "weights.safetensors"
+    exported = gather(task.exported_state(), keep=task.global_rank == 0)
+    if task.global_rank:
+        return weights
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / "weights.safetensors"
-    state = {name: value.detach().cpu().contiguous() for name, value in task.exported_state().items()}
+    state = {name: value.contiguous() for name, value in exported.items()}
     save_file(state, weights.with_suffix(".tmp"), metadata={"format": "pt", "task": task.name})
     os.replace(weights.with_suffix(".tmp"), weights)
     if task.weights_from is not None and not task.weights_from.startswith("timm/"):

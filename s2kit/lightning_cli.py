@@ -18,12 +18,21 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from data_modules.bad_samples import FILE_NAME as BAD_SAMPLES
 from data_modules.base import TaskDataModule
-from s2kit.callbacks import AtomicCheckpointIO, CheckpointConfig, Panels, PredictionWriter, StepProgress, Throughput
+from s2kit.callbacks import (
+    AtomicCheckpointIO,
+    CheckpointConfig,
+    NaNGuard,
+    Panels,
+    PredictionWriter,
+    StepProgress,
+    Throughput,
+)
 from s2kit.cli import COMMANDS
 from s2kit.errors import UserError
 from s2kit.export import export_task
 from s2kit.report import print_metrics
 from s2kit.run_folder import RunConfig, run_folder
+from s2kit.strategies.fsdp2 import load_whole_state
 from s2kit.tasks import Task
 from s2kit.usage import config_files, explain, root_cause
 
@@ -39,6 +48,8 @@ QUIET = (
     r".*You have overridden `on_before_batch_transfer`.*",
     r".*Total length of `list` across ranks is zero.*",
     r".*module\(s\) in eval mode at the start of training.*",
+    # Nothing writes into what a backbone returns.
+    r"FSDP2-wrapped module .* returned a view tensor.*",
 )
 
 
@@ -104,6 +115,7 @@ class S2kitCLI(LightningCLI):
         parser.add_class_arguments(CheckpointConfig, "checkpoint")
         parser.add_lightning_class_args(Panels, "panels")
         parser.add_lightning_class_args(Throughput, "throughput")
+        parser.add_lightning_class_args(NaNGuard, "nan_guard")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.link_arguments("model.init_args.image_size", "data.init_args.image_size")
 
@@ -221,9 +233,10 @@ class S2kitCLI(LightningCLI):
         if self.config[self.subcommand].run.test and self.datamodule.sources("test"):
             metrics = self.test(self.model, datamodule=self.datamodule, ckpt_path=best or None)
         elif best:
-            self.model.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            load_whole_state(self.model, torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+        if not self.trainer.fast_dev_run:
             export_task(self.model, self.run_path, metrics)
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
             print(f"run folder: {self.run_path}")
 
     def validate(self, model: Task, **kwargs: Any) -> dict[str, float]:

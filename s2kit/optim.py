@@ -15,6 +15,7 @@ LAYER_DECAY = {
     "sapiens2_1b_4k": 0.90,
     "sapiens2_5b": 0.94,
 }
+DEFAULT_LR = 5e-4
 GRADIENT_CLIP = {"sapiens2_0.4b": 2.0}
 DEFAULT_GRADIENT_CLIP = 4.0
 

@@ -21,12 +21,12 @@ def show(value: float | None) -> str:
 def print_metrics(task: Task, metrics: dict[str, float]) -> None:
     """Print a table of metrics, each beside its trivial baseline where the task computes one.
 
-    What a task has for each class follows in a second table: a row a class, a column a metric.
+    What a task has for each class (or part) follows in a second table: a row a class, a column a metric.
 
     Args:
         task: Says its metrics' units by ``metric_units`` (name -> unit).
-        metrics: ``stage/name`` -> value, ``stage/name/class`` for each class; ``stage/baseline_name`` is the value of
-            the trivial baseline.
+        metrics: ``stage/name`` -> value, ``stage/name/class`` for each class; ``stage/baseline_name`` and
+            ``stage/baseline_name/class`` are the values of the trivial baseline.
     """
     stage = next(iter(metrics), "/").split("/")[0]
     values = {name.split("/", 1)[1]: value for name, value in metrics.items()}
@@ -48,16 +48,17 @@ def print_metrics(task: Task, metrics: dict[str, float]) -> None:
     console = Console()
     console.print(table)
     if by_class:
-        console.print(class_table(f"{task.name}: {stage} set, by class", by_class))
+        console.print(class_table(task, stage, by_class))
 
 
-def class_table(title: str, values: dict[str, float]) -> Table:
+def class_table(task: Task, stage: str, values: dict[str, float]) -> Table:
     """Return a table of ``metric/class`` -> value: a row a class, a column a metric, in the order of ``values``."""
     names = list(dict.fromkeys(key.split("/", 1)[0] for key in values))
-    table = Table(title=title)
-    table.add_column("class")
+    table = Table(title=f"{task.name}: {stage} set, by {task.row_title}")
+    table.add_column(task.row_title)
     for name in names:
-        table.add_column(name, justify="right")
+        metric = name.removeprefix("baseline_")
+        table.add_column(name if metric == name else f"{metric} of {task.baseline_title}", justify="right")
     for label in dict.fromkeys(key.split("/", 1)[1] for key in values):
         table.add_row(label, *(show(values.get(f"{name}/{label}")) for name in names))
     return table

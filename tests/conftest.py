@@ -28,20 +28,21 @@ def synth_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_normals(synth_cache: Path) -> list[str]:
-    """Options that make ``experiments/normals.yaml`` tiny: the session's data, a two-layer model, two steps."""
+def synth_options(synth_cache: Path) -> list[str]:
+    """Options that give an experiment the session's synthetic sets."""
     height, width = SYNTH["image_size"]
+    options = {**SYNTH, "image_size": f"[{height}, {width}]", "cache": synth_cache}
+    return [f"--data.synth.{name}={value}" for name, value in options.items()]
+
+
+@pytest.fixture(scope="session")
+def tiny_normals(synth_options: list[str]) -> list[str]:
+    """Options that make ``experiments/normals.yaml`` tiny: the session's data, a two-layer model, two steps."""
     options = {
         "model.image_size": "[32, 32]",
         "model.backbone": "{patch_size: 16, embed_dim: 16, depth: 2, num_heads: 2, mlp_dim: 32}",
         "model.head": "{upsample_channels: [8, 8, 8, 8], conv_channels: [8]}",
         "model.warmup_steps": 1,
-        "data.synth.train": SYNTH["train"],
-        "data.synth.val": SYNTH["val"],
-        "data.synth.test": SYNTH["test"],
-        "data.synth.image_size": f"[{height}, {width}]",
-        "data.synth.samples_per_pixel": SYNTH["samples_per_pixel"],
-        "data.synth.cache": synth_cache,
         "data.batch_size": 2,
         "data.num_workers": 0,
         "trainer.max_steps": 2,
@@ -50,7 +51,7 @@ def tiny_normals(synth_cache: Path) -> list[str]:
         "trainer.accelerator": "cpu",
         "trainer.enable_progress_bar": "false",
     }
-    return [f"--{name}={value}" for name, value in options.items()]
+    return [*synth_options, *(f"--{name}={value}" for name, value in options.items())]
 
 
 @pytest.fixture(scope="session")

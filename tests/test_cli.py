@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import s2kit
+from data_modules.shards import ShardDataset
 from s2kit.cli import main
 
 
@@ -360,16 +361,20 @@ def test_weights_given_as_a_checkpoint_are_told_apart(run, config, tiny_normals,
 
 
 def test_a_run_on_a_training_set_alone_keeps_its_last_step_and_exports(
-    config, tiny_normals, synth_cache, capsys, tmp_path
+    config, tiny_normals, synth_cache, capsys, tmp_path, monkeypatch
 ):
     import torch
+    from lightning.pytorch.trainer.connectors import checkpoint_connector
 
+    remarks = []  # Lightning's, about what was not given
+    monkeypatch.setattr(checkpoint_connector.log, "info", remarks.append)
     train = next((synth_cache / "synth").glob("train-*"))
     own = [option for option in tiny_normals if not option.startswith("--data.synth")]
     args = [*config, *own, f"--data.train={train}", f"--run.folder={tmp_path}", "--trainer.max_steps=3"]
     assert main(["fit", *args, "--checkpoint.every_n_steps=2"]) == 0
     run = tmp_path / "normals" / "version_0"
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert remarks == []
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 3
     for name, value in load_file(run / "weights.safetensors").items():
@@ -445,5 +450,7 @@ def test_a_run_on_damaged_samples_alone_names_them_and_keeps_their_list(
     message = error_of(capsys, ["fit", *args], code=1)
     assert "16 of 16 training samples could not be used" in message
     run = tmp_path / "normals" / "version_0"
-    assert len((run / "bad_samples.jsonl").read_text().splitlines()) == 16
+    listed = [json.loads(line)["key"] for line in (run / "bad_samples.jsonl").read_text().splitlines()]
+    samples = ShardDataset(source)
+    assert len(listed) == 16 and set(listed) == {samples.key(index) for index in range(len(samples))}
     assert not (run / "weights.safetensors").exists()

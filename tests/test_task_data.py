@@ -14,7 +14,7 @@ from lightning import LightningDataModule
 
 import data_modules
 from data_modules.shards import ShardDataset, ShardError, ShardWriter
-from data_modules.transforms import warp_sample
+from data_modules.transforms import SampleRejected, warp_sample
 from data_modules.transforms.pointmap import pointmap_target
 from s2kit.errors import UserError
 from s2kit.schemas import load_class_list, load_keypoint_set
@@ -70,6 +70,8 @@ def test_training_and_evaluation_batches(root, name):
     keys, expected = [], COMMON | BATCHES[name]
     if name == "PoseDataModule":
         expected = expected | {"area": (FLOAT, (2, 1))}
+    if name == "AlbedoDataModule":  # to show it in other light
+        expected = expected | {"normals": PLANES}
     batches = list(module.val_dataloader())
     for batch in batches:
         keys += batch["key"]
@@ -77,6 +79,41 @@ def test_training_and_evaluation_batches(root, name):
     assert layout(batches[0]) == expected
     for transform in (module.train_transform(), module.eval_transform()):  # they travel to workers
         pickle.loads(pickle.dumps(transform))
+
+
+def unlike(folder: Path, *members: set[str]) -> Path:
+    """A set of two pictures that have only some of the labels each."""
+    rng = np.random.default_rng(0)
+    full = {
+        "image": rng.integers(0, 256, (*SIZE, 3), np.uint8),
+        "albedo": rng.integers(0, 256, (*SIZE, 3), np.uint8),
+        "normals": np.full((*SIZE, 3), [0, 0, 1], np.float32),
+        "depth": np.full(SIZE, 2, np.float32),
+        "intrinsics": np.array([[60, 0, 24], [0, 60, 32], [0, 0, 1]], np.float32),
+    }
+    with ShardWriter(folder / "val") as writer:
+        for number, names in enumerate(members):
+            writer.write({"key": f"s{number}", **{name: full[name] for name in {"image", *names}}})
+    return folder
+
+
+def test_labels_that_only_some_samples_have(tmp_path):
+    """What the task needs is missing: an error that names the sample. What it can do without: the batch is without."""
+    root = unlike(tmp_path / "a", {"albedo", "normals"}, {"albedo"})
+    (batch,) = make("AlbedoDataModule", root).val_dataloader()
+    assert "normals" not in batch and batch["albedo"].shape == (2, 3, *SIZE)
+    for name, members, reason in (
+        ("NormalsDataModule", [{"normals", "intrinsics"}, {"intrinsics"}], r"'s1' rejected: it has no 'normals'"),
+        ("PointmapDataModule", [{"depth", "intrinsics"}, {"depth"}], r"'s1' rejected: it has no 'intrinsics'"),
+        ("AlbedoDataModule", [{"albedo"}, {"normals"}], r"'s1' rejected: it has no 'albedo'; it has image, normals"),
+    ):
+        module = make(name, unlike(tmp_path / name, *members))
+        with pytest.raises(SampleRejected, match=reason):
+            list(module.val_dataloader())
+        train = module.train_transform()
+        (tmp_path / name / "val").rename(tmp_path / name / "train")
+        with pytest.raises(SampleRejected, match=reason):
+            train(ShardDataset(tmp_path / name / "train")[1], np.random.default_rng(0))
 
 
 def test_workers_give_the_same_people(root):
@@ -202,6 +239,8 @@ def test_evaluation_can_be_cut_to_the_person(root):
         height, width = item["source_size"]
         label = next(item[key] for key in ("labels", "pointmap", "albedo", "alpha") if key in item)
         assert label.shape[-2:] == (height, width) and (height, width) != (64, 48)
+        if name == "AlbedoDataModule":
+            assert item["normals"].shape == label.shape and item["normals"][:, item["valid"][0]].std() > 0.1
         assert width >= sample["box"][2] - sample["box"][0] - 1 and height >= sample["box"][3] - sample["box"][1] - 1
 
 

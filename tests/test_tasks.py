@@ -100,15 +100,11 @@ def test_the_gradient_is_clipped_to_the_published_norm():
     assert float(norm) == pytest.approx(4.0, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("arch", "lr", "clip"),
-    [("sapiens2_0.4b", 5e-4, 2.0), ("sapiens2_1b", 5e-4, 4.0), ("sapiens2_5b", 1e-4, 4.0)],
-)
-def test_learning_rate_and_clip_follow_from_the_size(arch, lr, clip):
-    from s2kit.optim import DEFAULT_GRADIENT_CLIP, GRADIENT_CLIP
-
-    assert NormalsTask.published_lr.get(arch, 5e-4) == lr
-    assert GRADIENT_CLIP.get(arch, DEFAULT_GRADIENT_CLIP) == clip
+def test_what_was_published_for_a_size_gives_way_to_what_is_given():
+    task = NormalsTask(**TINY)
+    assert (task.lr, task.layer_decay, task.clip) == (5e-4, 1.0, 4.0)
+    task = NormalsTask(**TINY, lr=0.5, layer_decay=0.25, clip=0.125)
+    assert (task.lr, task.layer_decay, task.clip) == (0.5, 0.25, 0.125)
 
 
 def test_a_checkpoint_rebuilds_the_task_from_plain_values(tmp_path):

@@ -20,11 +20,13 @@ Little-endian, every section 8-byte aligned, so that it is read (or mapped) with
 
 import os
 import re
+import shlex
 import struct
 import tarfile
 import zlib
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -89,6 +91,19 @@ class ShardIndex:
         return [
             Entry(names[e], start, size, crc) for start, size, crc, e in rows if wanted is None or names[e] in wanted
         ]
+
+    @cached_property
+    def first_person(self) -> np.ndarray:
+        """int64 (S + 1,), people in the samples before each; (1,) in an index of version 1."""
+        people = np.zeros(0, np.uint32) if self.people is None else self.people
+        return np.concatenate([[0], np.cumsum(people, dtype=np.int64)])
+
+    def find(self, number: int, per_person: bool) -> tuple[int, int | None]:
+        """Return the number of the sample that item ``number`` of this shard is, and of the person in it."""
+        if not per_person:
+            return number, None
+        sample = int(np.searchsorted(self.first_person, number, "right")) - 1
+        return sample, number - int(self.first_person[sample])
 
     def to_bytes(self) -> bytes:
         """Return the index file's content."""
@@ -210,7 +225,8 @@ def index_tar(path: str | Path) -> Path:
                 if not samples or samples[-1][0] != key:
                     if key in seen:
                         raise ShardError(
-                            f"{path}: the members of sample {key!r} do not follow one another; sort the tar"
+                            f"{path}: the members of sample {key!r} do not follow one another; sort the tar: "
+                            f"{sort_command(path)}"
                         )
                     seen.add(key)
                     samples.append((key, []))
@@ -230,6 +246,15 @@ def index_tar(path: str | Path) -> Path:
     target = index_path(path)
     replace_file(target, build_index(tar_bytes, samples, people).to_bytes())
     return target
+
+
+def sort_command(path: Path) -> str:
+    """Return the line for a shell that writes a tar anew, its members sorted by name: then samples stand together."""
+    tar, beside = shlex.quote(str(path)), shlex.quote(f"{path}.sorted")
+    return (
+        f"mkdir unpacked && tar -xf {tar} -C unpacked && "
+        f"tar -cf {beside} --sort=name -C unpacked . && mv {beside} {tar}"
+    )
 
 
 def replace_file(path: Path, data: bytes) -> None:

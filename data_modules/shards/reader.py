@@ -97,7 +97,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         fetching = self._current().ahead.pop((position, number), None)
         members = fetching.result() if fetching else self._fetch(position, number)
         shard = self._shard(position)
-        sample, person = shard.find(number, self.per_person)
+        sample, person = shard.index.find(number, self.per_person)
         key, frame = shard.index.key(sample), self.manifest.get("normals_frame", KIT_NORMALS_FRAME)
         try:
             return decode_sample(
@@ -132,16 +132,24 @@ class ShardDataset(Dataset[dict[str, Any]]):
             state.threads().submit(self._shard, position)
 
     def key(self, index: int) -> str:
-        """Return the key of the sample that item ``index`` is, or is a person of."""
+        """Return the key of the sample that item ``index`` is, or is a person of; also where its tar is damaged.
+
+        Raises:
+            ShardError: The shard's index, which holds the keys, is damaged.
+            StorageError: Shard or index are missing, or cannot be reached.
+        """
         position, number = self._locate(index)
-        shard = self._shard(position)
-        return shard.index.key(shard.find(number, self.per_person)[0])
+        try:
+            shard_index = self._shard(position).index
+        except ShardError:
+            shard_index = _read_index(self.folder, self.manifest["shards"][position])
+        return shard_index.key(shard_index.find(number, self.per_person)[0])
 
     def read_encoded(self, index: int) -> dict[str, bytes]:
         """Return all members of the sample of item ``index``, extension -> bytes, checked against their crc32."""
         position, number = self._locate(index)
         shard = self._shard(position)
-        sample, _ = shard.find(number, self.per_person)
+        sample, _ = shard.index.find(number, self.per_person)
         return shard.read(sample, shard.index.entries(sample))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -176,7 +184,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
     def _fetch(self, position: int, number: int) -> dict[str, bytes]:
         """Return the members of an item that the fields need."""
         shard = self._shard(position)
-        sample, _ = shard.find(number, self.per_person)
+        sample, _ = shard.index.find(number, self.per_person)
         if shard.wanted is None:
             shard.wanted = frozenset(filter(self._is_wanted, shard.index.extensions))
         return shard.read(sample, shard.index.entries(sample, shard.wanted))
@@ -217,41 +225,19 @@ class _OpenShard:
         #: Extensions of the members that the data set decodes, once it knows.
         self.wanted: frozenset[str] | None = None
         self._file = folder.open(stated)
-        self.index = read_checked(folder, index_path(stated["name"]).name, lambda data: self._parse(data, stated))
+        self.index = _read_index(folder, stated)
         size = self.index.tar_bytes if self._file.size is None else self._file.size
         if not size == self.index.tar_bytes == stated["bytes"]:
             raise ShardError(
                 f"{self.path}: {size} bytes, its index says {self.index.tar_bytes}, the manifest {stated['bytes']}: "
                 "the tar is cut off, or index or manifest belong to another one"
             )
-        people = np.zeros(0, np.uint32) if self.index.people is None else self.index.people
-        self._first_person = np.concatenate([[0], np.cumsum(people, dtype=np.int64)])
-        if self._first_person[-1] != stated.get("people", self._first_person[-1]):
+        people = int(self.index.first_person[-1])
+        if people != stated.get("people", people):
             raise ShardError(
-                f"{self.path}: its index counts {self._first_person[-1]} people, the manifest {stated['people']}; "
+                f"{self.path}: its index counts {people} people, the manifest {stated['people']}; "
                 "write both again with make_manifest"
             )
-
-    def _parse(self, data: bytes, stated: dict[str, Any]) -> ShardIndex:
-        index = parse_index(data, index_path(self.path))
-        if len(index) != stated["samples"]:
-            raise ShardError(
-                f"{self.path}: its index has {len(index)} samples, the manifest says {stated['samples']}; "
-                "the index belongs to another tar"
-            )
-        if "index_sha256" in stated and hashlib.sha256(data).hexdigest() != stated["index_sha256"]:
-            raise ShardError(
-                f"{self.path}: its index is not the one that the manifest lists: it belongs to another tar, or was "
-                "made again; write the manifest again with make_manifest"
-            )
-        return index
-
-    def find(self, number: int, per_person: bool) -> tuple[int, int | None]:
-        """Return the number of the sample that item ``number`` of this shard is, and of the person in it."""
-        if not per_person:
-            return number, None
-        sample = int(np.searchsorted(self._first_person, number, "right")) - 1
-        return sample, number - int(self._first_person[sample])
 
     def read(self, sample: int, entries: list[Entry]) -> dict[str, bytes]:
         """Return the members of ``entries``, extension -> bytes, fetched once more if they are damaged."""
@@ -266,3 +252,24 @@ class _OpenShard:
                     raise
                 self._file.renew()
         return {entry.extension: data for entry, data in zip(entries, contents)}
+
+
+def _read_index(folder: Folder, stated: dict[str, Any]) -> ShardIndex:
+    """Return the index of a shard that the manifest lists, checked to be the one that it means."""
+    path = folder.where(stated["name"])
+
+    def parse(data: bytes) -> ShardIndex:
+        index = parse_index(data, index_path(path))
+        if len(index) != stated["samples"]:
+            raise ShardError(
+                f"{path}: its index has {len(index)} samples, the manifest says {stated['samples']}; "
+                "the index belongs to another tar"
+            )
+        if "index_sha256" in stated and hashlib.sha256(data).hexdigest() != stated["index_sha256"]:
+            raise ShardError(
+                f"{path}: its index is not the one that the manifest lists: it belongs to another tar, or was "
+                "made again; write the manifest again with make_manifest"
+            )
+        return index
+
+    return read_checked(folder, index_path(stated["name"]).name, parse)

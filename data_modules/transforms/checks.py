@@ -43,7 +43,7 @@ def check_sample(sample: dict[str, Any], required: Collection[str] = ()) -> tupl
     """Return the picture's (H, W) after checking that fields are there, and the shapes and types of all maps.
 
     Raises:
-        KeyError: If the sample lacks a required field.
+        SampleRejected: If the sample lacks a required field.
         ValueError: If a map has a wrong type or shape.
     """
     key, image = sample.get("key"), sample["image"]
@@ -51,7 +51,7 @@ def check_sample(sample: dict[str, Any], required: Collection[str] = ()) -> tupl
         raise ValueError(f"sample {key!r}: 'image' must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
     for name in required:
         if name not in sample:
-            raise KeyError(f"sample {key!r} has no {name!r}; it has {', '.join(sorted(sample))}")
+            raise SampleRejected(key, f"it has no {name!r}; it has {', '.join(sorted(set(sample) - {'key'}))}")
     for name, (dtype, channels) in MAPS.items():
         shape = image.shape[:2] + ((channels,) if channels else ())
         if name in sample and (sample[name].dtype != dtype or sample[name].shape != shape):

@@ -1,6 +1,6 @@
 """Evaluation and prediction: the picture fitted into the network's input, labels at the size of the source."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +25,7 @@ class EvalTransform:
         labels: ``labels(sample) -> maps``: the task's labels of a raw sample; an empty dict if it has none. By default
             those of normals.
         fit: ``letterbox`` keeps the aspect and pads with black; ``stretch`` fills the input.
+        required: Fields that a sample must have; by default none but the picture.
         person_crop: Whether to cut to the person.
         person_margin: Side of the region over side of the person's box.
     """
@@ -35,13 +36,14 @@ class EvalTransform:
         labels: Callable[[dict[str, Any]], dict[str, np.ndarray]] = normals_labels,
         fit: Literal["letterbox", "stretch"] = "letterbox",
         *,
+        required: Collection[str] = (),
         person_crop: bool = False,
         person_margin: float = 1.25,
     ) -> None:
         if person_margin <= 0:
             raise ValueError(f"person_margin={person_margin}: it must be positive")
         self.image_size = (int(image_size[0]), int(image_size[1]))
-        self.labels, self.fit = labels, fit
+        self.labels, self.fit, self.required = labels, fit, tuple(required)
         self.person_crop, self.person_margin = person_crop, person_margin
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
@@ -53,10 +55,11 @@ class EvalTransform:
             sample has them.
 
         Raises:
+            SampleRejected: If the sample lacks a required field.
             KeyError: If a person-centred crop finds no field that says where the person is.
             ValueError: If a field has a wrong type or shape, or a person-centred crop finds nobody.
         """
-        size = check_sample(sample)
+        size = check_sample(sample, self.required)
         if self.person_crop:
             sample = _cut(sample, self._region(sample))
             size = sample["image"].shape[:2]

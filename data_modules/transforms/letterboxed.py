@@ -100,8 +100,8 @@ class LetterboxTrainTransform:
             the network's pixels if the sample has them.
 
         Raises:
-            SampleRejected: If too few or too many pixels are valid, or a person-centred crop finds nobody.
-            KeyError: If the sample lacks a field.
+            SampleRejected: If too few or too many pixels are valid, a person-centred crop finds nobody, or the sample
+                lacks a field.
             ValueError: If a field has a wrong type or shape.
         """
         source_size = check_sample(sample, self.required)

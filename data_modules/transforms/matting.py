@@ -70,7 +70,7 @@ class MattingEvalTransform(EvalTransform):
     Args:
         image_size: Network input (height, width).
         backgrounds: As for ``MattingTrainTransform``.
-        **options: ``person_crop`` and ``person_margin`` of ``EvalTransform``.
+        **options: ``required``, ``person_crop`` and ``person_margin`` of ``EvalTransform``.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class MattingEvalTransform(EvalTransform):
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         """Make an item as ``EvalTransform`` does, with ``alpha``, ``foreground`` and ``valid``."""
-        size = check_sample(sample)
+        size = check_sample(sample, self.required)
         if is_cutout(sample):
             behind = self.backgrounds.draw(size, np.random.default_rng(crc32(sample["key"].encode())))
             sample = sample | {"image": composite(sample["foreground"], sample["alpha"], behind)}
@@ -156,8 +156,7 @@ class MattingTrainTransform:
             network pixel, ``source_size`` int64 (H, W), ``key``.
 
         Raises:
-            SampleRejected: If a person-centred crop finds nobody.
-            KeyError: If the sample lacks a field.
+            SampleRejected: If a person-centred crop finds nobody, or the sample lacks a field.
             ValueError: If a field has a wrong type or shape.
             ImageError: If a background cannot be read.
         """

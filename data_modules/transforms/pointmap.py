@@ -41,11 +41,15 @@ def pointmap_target(
 
 
 def pointmap_labels(sample: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Return ``pointmap`` (3, H, W) and ``valid`` (1, H, W) at the source's size; nothing if there is no depth."""
+    """Return ``pointmap`` (3, H, W) and ``valid`` (1, H, W) at the source's size; nothing if there is no depth.
+
+    Raises:
+        SampleRejected: If there is depth, but no intrinsics.
+    """
     if "depth" not in sample:
         return {}
     if "intrinsics" not in sample:
-        raise KeyError(f"sample {sample.get('key')!r} has 'depth', but no 'intrinsics' to make points with")
+        raise SampleRejected(sample["key"], "it has 'depth', but no 'intrinsics' to make points with")
     points, valid = pointmap_target(sample["depth"], sample["intrinsics"], sample.get("alpha"))
     return {"pointmap": points, "valid": valid}
 

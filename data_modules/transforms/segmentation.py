@@ -137,8 +137,8 @@ class SegmentationTrainTransform:
             ``source_size`` int64 (H, W), ``key``.
 
         Raises:
-            SampleRejected: If too little is foreground, a label is no class, or a person-centred crop finds nobody.
-            KeyError: If the sample lacks a field.
+            SampleRejected: If too little is foreground, a label is no class, a person-centred crop finds nobody, or the
+                sample lacks a field.
             ValueError: If a field has a wrong type or shape.
         """
         source_size = check_sample(sample, ("parts",))

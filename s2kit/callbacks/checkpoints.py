@@ -21,7 +21,7 @@ class LatestCheckpoint(ModelCheckpoint):
         super().on_train_end(trainer, pl_module)
         if not trainer.fast_dev_run and trainer.global_step != self._last_global_step_saved:
             self.best_model_path = str(Path(self.dirpath) / f"{self.filename}{self.FILE_EXTENSION}")
-            trainer.save_checkpoint(self.best_model_path)
+            trainer.save_checkpoint(self.best_model_path, self.save_weights_only)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

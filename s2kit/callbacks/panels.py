@@ -44,10 +44,11 @@ class Panels(Callback):
 
     def _draw(self, trainer: Trainer, stage: str) -> None:
         rows, self._rows = self._rows, []
+        # On every rank, also those without rows: the Trainer asks rank 0 for it.
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "panels"
         if not rows or trainer.fast_dev_run:
             return
         picture = grid(rows, self.height)
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "panels"
         write_image(folder / f"{stage}_step{trainer.global_step:06d}.png", picture)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

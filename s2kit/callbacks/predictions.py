@@ -34,7 +34,7 @@ class PredictionWriter(Callback):
         self.failed += batch["error"]
         for index, prediction in enumerate(outputs):
             key = batch["key"][index]
-            result = pl_module.to_numpy(prediction)
+            result = pl_module.gather([pl_module.to_numpy(prediction)])
             picture = pl_module.source_picture(index, batch)
             pl_module.write(self.path / key, result, picture)
             if self.visualise:

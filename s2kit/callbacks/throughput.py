@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from s2kit.planning.flops import task_flops
 from s2kit.planning.gpus import peak_tflops
 
 
@@ -28,9 +27,8 @@ class Throughput(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Before a strategy shards the modules, whose shapes count here.
-        if stage == "fit" and hasattr(pl_module, "backbone") and hasattr(pl_module, "decode_head"):
-            parts = task_flops(pl_module.backbone, pl_module.decode_head, pl_module.image_size)
-            self._flops = sum(part.model for part in parts)
+        if stage == "fit" and hasattr(pl_module, "flops"):
+            self._flops = pl_module.flops().model
 
     def _compute_rate(self, trainer: Trainer, rate: float) -> dict[str, float]:
         """TFLOP/s of a device at ``rate`` samples a second over all, and its share of the peak if that is known."""

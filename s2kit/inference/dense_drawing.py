@@ -1,5 +1,7 @@
 """Dense results as pictures: uint8 (H, W, 3) RGB."""
 
+from collections.abc import Iterable
+
 import cv2
 import numpy as np
 
@@ -8,6 +10,8 @@ from s2kit.schemas import ClassList
 
 #: Share of a class's colour over the picture.
 OPACITY = 0.5
+#: Pixels of a legend: its height, and what a name takes.
+LEGEND_HEIGHT, LEGEND_ROW, LEGEND_COLUMN = 256, 16, 128
 #: Per cent of pixels beyond the ends of a depth's colours.
 DEPTH_TAIL = 1.0
 #: Background of previews of mattes, RGB.
@@ -31,6 +35,27 @@ def draw_labels(
         return drawn
     blended = cv2.addWeighted(drawn, opacity, picture, 1 - opacity, 0)
     return np.where((labels == 0)[..., None], picture, blended)
+
+
+def draw_legend(classes: ClassList, ids: Iterable[int], height: int = LEGEND_HEIGHT) -> np.ndarray:
+    """Draw the names of some classes beside their colours, uint8 (height, W, 3), in as many columns as they need.
+
+    Args:
+        classes: The class list.
+        ids: The classes to name, in this order; what is no class, such as the ignored label, is passed over.
+        height: Of the picture; the letters keep their size.
+    """
+    named = [int(label) for label in ids if label < len(classes)]
+    rows = max(1, height // LEGEND_ROW)
+    columns = max(1, -(-len(named) // rows))
+    picture = np.full((height, columns * LEGEND_COLUMN, 3), 32, np.uint8)
+    for number, label in enumerate(named):
+        x, y = number // rows * LEGEND_COLUMN + 4, number % rows * LEGEND_ROW
+        colour = tuple(int(value) for value in classes.colors[label])
+        cv2.rectangle(picture, (x, y + 2), (x + 14, y + LEGEND_ROW - 3), colour, cv2.FILLED)
+        where = (x + 20, y + LEGEND_ROW - 4)
+        cv2.putText(picture, classes.names[label], where, cv2.FONT_HERSHEY_SIMPLEX, 0.38, (235,) * 3, 1, cv2.LINE_AA)
+    return picture
 
 
 def draw_label_errors(prediction: np.ndarray, target: np.ndarray, ignore_index: int) -> np.ndarray:

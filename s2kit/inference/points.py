@@ -29,10 +29,12 @@ class Pointmap:
     Attributes:
         points: (H, W, 3) float32, metres, x right, y down, z forward.
         focal_length: As predicted, in pixels of the picture.
+        valid: bool (H, W), the pixels that count; None if all do.
     """
 
     points: np.ndarray
     focal_length: float
+    valid: np.ndarray | None = None
 
     @property
     def depth(self) -> np.ndarray:
@@ -44,24 +46,23 @@ class Pointmap:
         """(H, W, 3); see ``normals_of``."""
         return normals_of(self.points)
 
-    def write_npz(self, path: str | Path, valid: np.ndarray | None = None) -> None:
-        """Write ``points``, ``depth``, ``normals`` (float16), ``focal_length``; ``valid`` if given. Not compressed."""
+    def write_npz(self, path: str | Path) -> None:
+        """Write ``points``, ``depth``, ``normals`` (float16), ``focal_length``, ``valid`` if known. Not compressed."""
         arrays = {"points": self.points, "depth": self.depth, "normals": self.normals.astype(np.float16)}
-        if valid is not None:
-            arrays["valid"] = valid
+        if self.valid is not None:
+            arrays["valid"] = self.valid
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Compression takes long and gains a tenth. Given a name, savez might change its suffix.
         with path.open("wb") as file:
             np.savez(file, focal_length=np.float32(self.focal_length), **arrays)
 
-    def write_ply(self, path: str | Path, picture: np.ndarray, valid: np.ndarray | None = None) -> int:
-        """Write a coloured point cloud; see ``write_ply``.
+    def write_ply(self, path: str | Path, picture: np.ndarray) -> int:
+        """Write a coloured point cloud of the valid pixels that are in front of the camera, up to 250 m.
 
         Args:
             path: File to write.
             picture: uint8 (H, W, 3) RGB.
-            valid: bool (H, W), which pixels to write; by default all in front of the camera, up to 250 m.
 
         Returns:
             The number of points.
@@ -69,7 +70,7 @@ class Pointmap:
         if picture.shape != self.points.shape:
             raise ValueError(f"the picture is {picture.shape}, its pointmap {self.points.shape}")
         usual = np.isfinite(self.points).all(axis=-1) & (self.depth > 0) & (self.depth <= MAX_DEPTH)
-        chosen = usual if valid is None else usual & valid
+        chosen = usual if self.valid is None else usual & self.valid
         write_ply(path, self.points[chosen], picture[chosen])
         return int(chosen.sum())
 

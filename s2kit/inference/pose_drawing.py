@@ -33,7 +33,8 @@ def draw_pose(
         shown = np.isfinite(person).all(axis=1) & (person[:, 2] >= threshold)
         if not shown.any():
             continue
-        extent = np.ptp(person[shown, :2], axis=0).max()
+        # A single point far outside would make the whole person thick.
+        extent = min(np.ptp(person[shown, :2], axis=0).max(), max(picture.shape[:2]))
         size = max(1.0, extent / 150) if radius is None else radius
         for link in schema.links:
             if shown[link.start] and shown[link.end]:
@@ -48,6 +49,48 @@ def draw_pose(
             centre, scale = _fixed(person[i, :2]), 1 << _SHIFT
             cv2.circle(picture, centre, max(1, round(mark * scale)), schema.keypoints[i].color, -1, cv2.LINE_AA, _SHIFT)
     return picture
+
+
+def draw_people(
+    picture: np.ndarray,
+    points: np.ndarray,
+    schema: KeypointSet,
+    boxes: np.ndarray | None = None,
+    ids: np.ndarray | None = None,
+    threshold: float = THRESHOLD,
+) -> np.ndarray:
+    """Draw the keypoints of N people (N, K, 3), and their boxes.
+
+    Args:
+        picture, points, schema, threshold: see ``draw_pose``.
+        boxes: (N, 4) x0, y0, x1, y1 in continuous pixels; None draws none.
+        ids: (N,) written at the boxes, each in a colour of its own.
+    """
+    picture = draw_pose(picture, points, schema, threshold) if len(points) else np.ascontiguousarray(picture).copy()
+    for i, box in enumerate(() if boxes is None else boxes):
+        color = (235, 235, 235) if ids is None else id_color(int(ids[i]))
+        thick = max(1, round(min(picture.shape[:2]) / 400))
+        cv2.rectangle(picture, _fixed(box[:2]), _fixed(box[2:]), color, thick, cv2.LINE_AA, _SHIFT)
+        if ids is not None:
+            _write_label(picture, str(int(ids[i])), box, color, max(0.4, min(picture.shape[:2]) / 900))
+    return picture
+
+
+def id_color(number: int) -> tuple[int, int, int]:
+    """RGB of a person through a video; those of neighbouring numbers differ much."""
+    hue = int(number * 0.618034 * 180) % 180
+    return tuple(int(v) for v in cv2.cvtColor(np.array([[[hue, 200, 255]]], np.uint8), cv2.COLOR_HSV2RGB)[0, 0])
+
+
+def _write_label(picture: np.ndarray, text: str, box: np.ndarray, color: tuple[int, int, int], scale: float) -> None:
+    """Write a number in the box's upper left corner, on a ground of its colour, inside of the picture."""
+    thick = max(1, round(scale * 1.5))
+    (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
+    x = int(np.clip(box[0], 0, max(0, picture.shape[1] - width - 4)))
+    y = int(np.clip(box[1], 0, max(0, picture.shape[0] - height - below - 2)))
+    cv2.rectangle(picture, (x, y), (x + width + 4, y + height + below + 1), color, -1)
+    place = (x + 2, y + height + 1)
+    cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, (16, 16, 16), thick, cv2.LINE_AA)
 
 
 def draw_offsets(picture: np.ndarray, first: np.ndarray, second: np.ndarray, shown: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from s2kit.losses.masked import at_least_float32
+
 
 def all_sum(x: Tensor) -> Tensor:
     """Return the sum of ``x`` over all ranks; no gradient passes."""
@@ -38,19 +40,25 @@ class SoftmaxCentring(nn.Module):
         self.register_buffer("centre", torch.zeros(1, prototypes))
 
     @torch.no_grad()
-    def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """Logits (..., P) of this rank -> probabilities, float32; then, in training, move the mean."""
+    def forward(self, logits: Tensor, temperature: float, counts: bool = True) -> Tensor:
+        """Logits (..., P) of this rank -> probabilities, float32; then, in training, move the mean.
+
+        All ranks must call it in training; one whose logits say nothing (``counts``) adds nothing to the mean.
+        """
         logits = logits.float()
         probabilities = F.softmax((logits - self.centre) / temperature, dim=-1)
         if self.training:
             rows = logits.flatten(0, -2)
-            total = all_sum(torch.cat([rows.sum(0), rows.new_tensor([len(rows)])]))
-            self.centre.lerp_(total[None, :-1] / total[-1], 1 - self.momentum)
+            total = all_sum(counts * torch.cat([rows.sum(0), rows.new_tensor([len(rows)])]))
+            share = (1 - self.momentum) * (total[-1] > 0)
+            self.centre.lerp_(total[None, :-1] / total[-1].clamp(min=1), share.to(self.centre.dtype))
         return probabilities
 
 
 class SinkhornKnopp(nn.Module):
     """Teacher logits to probabilities that use all prototypes alike, over the samples of all ranks.
+
+    In evaluation, where ranks may have different numbers of batches, over those of this rank.
 
     Args:
         iterations: Of normalising the prototypes' shares, then the samples'.
@@ -61,18 +69,19 @@ class SinkhornKnopp(nn.Module):
         self.iterations = iterations
 
     @torch.no_grad()
-    def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """Logits (..., P) of this rank -> probabilities, float32."""
+    def forward(self, logits: Tensor, temperature: float, counts: bool = True) -> Tensor:
+        """Logits (..., P) of this rank -> probabilities, float32; of logits that do not count, zeros."""
         shape = logits.shape
+        total = all_sum if self.training else Tensor.detach
         scaled = logits.float().flatten(0, -2) / temperature
         # One shift for all ranks: only ratios between samples and prototypes count.
         top = scaled.max()
-        if world_size() > 1:
+        if self.training and world_size() > 1:
             dist.all_reduce(top, op=dist.ReduceOp.MAX)
-        shares = (scaled - top).exp()
-        samples = all_sum(shares.new_tensor(float(len(shares))))
+        shares = (scaled - top).exp() * counts
+        samples = total(shares.new_tensor(float(len(shares) * counts)))
         for _ in range(self.iterations):
-            prototypes = all_sum(shares.sum(0, keepdim=True))
+            prototypes = total(shares.sum(0, keepdim=True))
             # A prototype that underflowed for every sample has no share to give.
             shares = shares / prototypes.clamp(min=torch.finfo(shares.dtype).tiny) * samples / shares.shape[1]
             shares = shares / shares.sum(1, keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
@@ -96,7 +105,7 @@ def contrast_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1) ->
     views, globals_ = len(student), len(teacher)
     if globals_ < 1 or views < max(globals_, 2):
         raise ValueError(f"{views} views of the student and {globals_} of the teacher make no pair of different views")
-    logs = F.log_softmax(student.float() / temperature, dim=-1)
-    crossed = -torch.einsum("tbp,sbp->ts", teacher.detach(), logs) / student.shape[1]
+    logs = F.log_softmax(at_least_float32(student) / temperature, dim=-1)
+    crossed = -torch.einsum("tbp,sbp->ts", teacher.detach().to(logs.dtype), logs) / student.shape[1]
     different = ~torch.eye(globals_, views, dtype=torch.bool, device=student.device)
     return (crossed * different).sum() / different.sum()

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from s2kit.losses.masked import at_least_float32
+
 #: Added to a distance before its logarithm: two equal embeddings are no infinite loss.
 DISTANCE_EPS = 1e-8
 
@@ -20,8 +22,8 @@ def koleo_loss(embeddings: Tensor) -> Tensor:
         A scalar; 0, with a gradient of 0, for a batch of one, which has no neighbour.
     """
     if len(embeddings) < 2:
-        return embeddings.float().sum() * 0.0
-    unit = F.normalize(embeddings.float(), dim=-1, eps=1e-8)
+        return at_least_float32(embeddings).sum() * 0.0
+    unit = F.normalize(at_least_float32(embeddings), dim=-1, eps=1e-8)
     with torch.no_grad():
         likeness = unit @ unit.T
         nearest = likeness.fill_diagonal_(-2).argmax(dim=1)

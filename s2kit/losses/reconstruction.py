@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from s2kit.losses.masked import at_least_float32
+
 #: Added to a patch's variance, in squared units of normalised colour: flat patches are not blown up to noise.
 VARIANCE_EPS = 1e-6
 
@@ -41,6 +43,6 @@ def reconstruction_loss(prediction: Tensor, target: Tensor, masked: Tensor) -> T
         target: The same, of ``normalised_patches``.
         masked: bool (B, N), true where a patch was hidden; only these count.
     """
-    error = (prediction.float() - target).square().mean(dim=-1)
+    error = (at_least_float32(prediction) - target).square().mean(dim=-1)
     # A product, not a selection: shapes stay static, and a batch without a masked patch has loss 0.
     return (error * masked).sum() / masked.sum().clamp(min=1)

@@ -39,7 +39,7 @@ class PoseMetric(Metric):
 
     The rules of AP and AR are COCO's (see `s2kit.pose.oks`), after the release's suppression of persons found twice
     in an image. PCK is the share of labelled keypoints whose distance, x and y each divided by the side of the crop, is
-    at most 0.05, averaged over keypoints. OKS is averaged over persons. For a part, "AP_face" and so on.
+    at most 0.05, averaged over keypoints. OKS is averaged over persons. For a part, "AP/face" and so on.
 
     Args:
         schema: the keypoint set; its groups are the parts.
@@ -107,7 +107,7 @@ class PoseMetric(Metric):
         return (torch.cat(state) if isinstance(state, list) else state).cpu().numpy()
 
     def compute(self) -> dict[str, Tensor]:
-        """AP, AP50, AP75, AP_M, AP_L, the same of AR, AP_<part>, AR_<part>, PCK, OKS in per cent.
+        """AP, AP50, AP75, AP_M, AP_L, the same of AR, AP/<part>, AR/<part>, PCK, OKS in per cent.
 
         NaN where there is nobody to be found; a prediction that is not finite is one that is not right.
         """
@@ -136,7 +136,7 @@ class PoseMetric(Metric):
         sigmas, labelled = self.schema.sigmas, persons.visibility > 0
         parts = evaluate_oks(self._detections(points, scores, persons.image), persons, sigmas, self._groups())
         results = dict(parts.pop("whole"))
-        results |= {f"{name}_{part}": values[name] for part, values in parts.items() for name in ("AP", "AR")}
+        results |= {f"{name}/{part}": values[name] for part, values in parts.items() for name in ("AP", "AR")}
         someone = labelled.any(axis=1)
         oks = similarities(points, persons.keypoints, persons.visibility, persons.areas, persons.boxes, sigmas)
         near = np.linalg.norm((points - persons.keypoints) / sides[:, None], axis=-1) <= PCK_SHARE

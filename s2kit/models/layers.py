@@ -150,6 +150,14 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: RotaryTables | None = None) -> Tensor:
         """x (B, N, D) and the rotary tables of its N tokens, or None for no rotation. Returns (B, N, D)."""
         batch, length, dim = x.shape
+        q, k, v = self.project(x, rope)
+        x = grouped_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        x = self.proj(x.transpose(1, 2).reshape(batch, length, dim))
+        return x if self.gamma is None else self.gamma(x)
+
+    def project(self, x: Tensor, rope: RotaryTables | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, N, H, d), keys and values (B, N, H_kv, d), normed and rotated, of tokens (B, N, D)."""
+        batch, length, _ = x.shape
         device = x.device.type
         # The meta device has no autocast, and asking for it is an error there.
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
@@ -164,9 +172,7 @@ class Attention(nn.Module):
             q, k = rotate(q, rope), rotate(k, rope)
         # A norm or a rotation may have promoted q and k above the precision that v has under autocast.
         q, k = q.to(v.dtype), k.to(v.dtype)
-        x = grouped_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        x = self.proj(x.transpose(1, 2).reshape(batch, length, dim))
-        return x if self.gamma is None else self.gamma(x)
+        return q, k, v
 
 
 class _GatedSiLU(torch.autograd.Function):

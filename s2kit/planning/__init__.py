@@ -6,6 +6,7 @@ from s2kit.planning.gpus import peak_tflops
 from s2kit.planning.memory import Memory, Parameters, Strategy, largest_batch, memory_per_device
 from s2kit.planning.numerics import Numerics, numerics
 from s2kit.planning.plan import Plan, count_parameters, make_plan
+from s2kit.planning.pretraining import make_pretraining_plan, pretraining_flops
 
 __all__ = [
     "Activations",
@@ -20,8 +21,10 @@ __all__ = [
     "count_parameters",
     "largest_batch",
     "make_plan",
+    "make_pretraining_plan",
     "memory_per_device",
     "numerics",
     "peak_tflops",
+    "pretraining_flops",
     "task_flops",
 ]

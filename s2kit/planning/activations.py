@@ -124,10 +124,12 @@ def _tokenizer_chunk(config: Sapiens2Config, windows: float, how: Numerics) -> f
     return config.window_tokenizer_depth * block_bytes(block, how) + block_workspace(block, how)
 
 
-def backbone_bytes(config: Sapiens2Config, image_size: tuple[int, int], batch: int, how: Numerics) -> float:
-    """Kept by a Sapiens2 backbone for a batch, without the images."""
+def backbone_bytes(
+    config: Sapiens2Config, image_size: tuple[int, int], batch: int, how: Numerics, visible: int | None = None
+) -> float:
+    """Kept by a Sapiens2 backbone for a batch, without the images; `visible`: see `backbone_flops`."""
     height, width = image_size
-    tokens = batch * token_count(config, image_size)
+    tokens = batch * (token_count(config, image_size) if visible is None else 1 + config.num_registers + visible)
     trained = config.frozen_stages < 1
     kept = sum(block_bytes(block, how, config.checkpointing) for block in trunk_blocks(config, tokens))
     if config.frozen_stages < config.depth:
@@ -139,8 +141,11 @@ def backbone_bytes(config: Sapiens2Config, image_size: tuple[int, int], batch: i
     return kept
 
 
-def _backbone_workspace(config: Sapiens2Config, image_size: tuple[int, int], batch: int, how: Numerics) -> float:
-    tokens = batch * token_count(config, image_size)
+def backbone_workspace(
+    config: Sapiens2Config, image_size: tuple[int, int], batch: int, how: Numerics, visible: int | None = None
+) -> float:
+    """The room that the backward pass of a Sapiens2 backbone takes beside what is still kept."""
+    tokens = batch * (token_count(config, image_size) if visible is None else 1 + config.num_registers + visible)
     blocks = trunk_blocks(config, tokens)
     rooms = [0.0]
     for block in blocks:
@@ -151,7 +156,7 @@ def _backbone_workspace(config: Sapiens2Config, image_size: tuple[int, int], bat
     if config.window_tokenizer_depth is not None and config.frozen_stages < 1:
         windows = batch * (image_size[0] // config.stride) * (image_size[1] // config.stride)
         # By then the trunk's activations are gone.
-        left = backbone_bytes(config, image_size, batch, how)
+        left = backbone_bytes(config, image_size, batch, how, visible)
         rooms.append(_tokenizer_chunk(config, windows, how) - left)
     return max(rooms)
 
@@ -172,7 +177,7 @@ def activations(
     if isinstance(config, Sapiens2Config):
         features = (batch, config.embed_dim, height // config.stride, width // config.stride)
         kept = backbone_bytes(config, image_size, batch, how)
-        room = _backbone_workspace(config, image_size, batch, how)
+        room = backbone_workspace(config, image_size, batch, how)
     else:
         traced = trace_module(backbone, (batch, 3, height, width), how, of_features=False)
         features, kept, room = traced.output_shape, traced.kept, 2 * traced.largest

@@ -83,10 +83,15 @@ def _tokenizer_flops(config: Sapiens2Config, patches: int, trained: bool) -> Flo
     return total * (patches // config.window_size**2)
 
 
-def backbone_flops(config: Sapiens2Config, image_size: tuple[int, int] | None = None) -> Flops:
-    """FLOPs of a Sapiens2 backbone per image (H, W); by default the config's own size."""
+def backbone_flops(
+    config: Sapiens2Config, image_size: tuple[int, int] | None = None, visible: int | None = None
+) -> Flops:
+    """FLOPs of a Sapiens2 backbone per image (H, W); by default the config's own size.
+
+    `visible` is the number of patches, or windows, that masked pretraining lets into the trunk; by default all.
+    """
     size = config.image_size if image_size is None else image_size
-    tokens = token_count(config, size)
+    tokens = token_count(config, size) if visible is None else 1 + config.num_registers + visible
     patches = size[0] * size[1] // config.patch_size**2
     trained = config.frozen_stages < 1
     embed = 2.0 * patches * config.in_channels * config.patch_size**2 * config.embed_dim

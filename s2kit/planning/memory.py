@@ -94,14 +94,14 @@ class Memory:
 
 
 def step_numerics(strategy: Strategy, how: Numerics) -> Numerics:
-    """The bytes inside a step: what shards mixed precision holds narrow weights there, and so a narrow residual stream.
+    """The bytes inside a step: DeepSpeed casts the whole module, and so the residual stream, and uses no autocast.
 
-    DeepSpeed casts the whole module and uses no autocast; with FSDP2 the blocks are gathered in the precision of the
-    products, under Lightning's autocast.
+    With FSDP2 the blocks are gathered in the precision of the products, under Lightning's autocast; activations keep
+    the width that they have on one device.
     """
     if strategy.kind == "deepspeed":
         return replace(how, weights=how.compute, stream=how.compute, autocast=False)
-    return replace(how, stream=how.compute) if strategy.kind == "fsdp2" else how
+    return how
 
 
 def _state(count: Parameters, strategy: Strategy, how: Numerics) -> tuple[float, float, float, float, float]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
 
-from s2kit.planning.activations import activations
+from s2kit.planning.activations import Activations, activations
 from s2kit.planning.flops import Flops, task_flops
 from s2kit.planning.memory import Memory, Parameters, Strategy, largest_batch, memory_per_device, step_numerics
 from s2kit.planning.numerics import Numerics
@@ -41,13 +42,17 @@ def count_parameters(backbone: nn.Module, head: nn.Module) -> Parameters:
     )
 
 
+#: Of a part that a model does not have.
+NOTHING = Flops(0.0)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a training step costs.
 
     Attributes:
         parameters: counts; `backbone_parameters` and `head_parameters` are those of the parts.
-        backbone, head: FLOPs per image.
+        backbone, head, teacher: FLOPs per image; only a pretraining has a teacher.
         batch: images per device of `memory`.
         memory: of one device, in bytes.
         largest: images per device that fit; `largest_memory` is theirs, None if not even one fits.
@@ -69,10 +74,12 @@ class Plan:
     limit: float
     peak: float
     utilisation: float
+    teacher: Flops = NOTHING
+    teacher_parameters: int = 0
 
     @property
     def flops(self) -> Flops:
-        return self.backbone + self.head
+        return self.backbone + self.head + self.teacher
 
     @property
     def fits(self) -> bool:
@@ -102,13 +109,19 @@ class Plan:
         """The plan in plain numbers: counts, FLOPs per image, bytes and seconds."""
         flops = {
             name: {**asdict(part), "model": part.model, "hardware": part.hardware}
-            for name, part in (("backbone", self.backbone), ("head", self.head), ("total", self.flops))
+            for name, part in (
+                ("backbone", self.backbone),
+                ("head", self.head),
+                *([("teacher", self.teacher)] if self.teacher_parameters else []),
+                ("total", self.flops),
+            )
         }
         largest = None if self.largest_memory is None else self._case(self.largest, self.largest_memory)
         return {
             "parameters": {
                 "backbone": self.backbone_parameters,
                 "head": self.head_parameters,
+                **({"teacher": self.teacher_parameters} if self.teacher_parameters else {}),
                 "total": self.parameters.total,
                 "trained": self.parameters.trained,
             },
@@ -147,20 +160,42 @@ def make_plan(
         peak: FLOP/s of a device at that precision.
         utilisation: share of the peak that is reached, in (0, 1], checkpointing's recomputation counted as work.
     """
-    parameters = count_parameters(backbone, head)
-
-    def memory(images: int) -> Memory:
-        kept = activations(backbone, head, image_size, images, step_numerics(strategy, how))
-        return memory_per_device(parameters, strategy, how, kept)
-
-    largest = largest_batch(lambda images: memory(images).total <= limit)
     first, second = task_flops(backbone, head, image_size)
-    return Plan(
-        parameters=parameters,
+    return complete_plan(
+        lambda images: activations(backbone, head, image_size, images, step_numerics(strategy, how)),
+        batch,
+        strategy,
+        how,
+        limit,
+        peak,
+        utilisation,
+        parameters=count_parameters(backbone, head),
         backbone_parameters=sum(p.numel() for p in backbone.parameters()),
         head_parameters=sum(p.numel() for p in head.parameters()),
         backbone=first,
         head=second,
+    )
+
+
+def complete_plan(
+    kept: Callable[[int], Activations],
+    batch: int,
+    strategy: Strategy,
+    how: Numerics,
+    limit: float,
+    peak: float,
+    utilisation: float,
+    parameters: Parameters,
+    **parts: Any,
+) -> Plan:
+    """The plan of a model whose activations for a number of images `kept` tells; `parts` are the other fields."""
+
+    def memory(images: int) -> Memory:
+        return memory_per_device(parameters, strategy, how, kept(images))
+
+    largest = largest_batch(lambda images: memory(images).total <= limit)
+    return Plan(
+        parameters=parameters,
         strategy=strategy,
         batch=batch,
         memory=memory(batch),
@@ -169,4 +204,5 @@ def make_plan(
         limit=limit,
         peak=peak,
         utilisation=utilisation,
+        **parts,
     )

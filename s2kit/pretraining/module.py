@@ -1,9 +1,11 @@
 """The joint objective: a backbone learns from pictures alone, by reconstruction and by self-distillation."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -11,12 +13,16 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from s2kit import optim
+from s2kit.inference.drawing import draw_heat
 from s2kit.losses.contrast import SinkhornKnopp, SoftmaxCentring, contrast_loss
 from s2kit.losses.koleo import koleo_loss
 from s2kit.losses.reconstruction import normalised_patches, patchify, reconstruction_loss, unpatchify
 from s2kit.models.mae_decoder import MAEDecoder
 from s2kit.models.projection_head import ProjectionHead
+from s2kit.planning.flops import Flops
+from s2kit.planning.pretraining import pretraining_flops
 from s2kit.pretraining.colours import ColourChanges, change_colours
+from s2kit.pretraining.looks import cls_attention, feature_colours
 from s2kit.pretraining.masking import masked_count
 from s2kit.pretraining.meters import collapse_meters
 from s2kit.pretraining.teacher import check_alike, make_teacher, update_teacher
@@ -44,7 +50,8 @@ class Pretraining(Task):
         decoder: Overrides of ``MAEDecoder``'s fields; ``by_arch`` as for ``backbone``.
         head: Overrides of ``ProjectionHead``'s fields, likewise.
         views: Global crops of a picture in a step.
-        local_views: Local ones, of half the sides.
+        local_views: Local ones.
+        local_size: Their (height, width) in pixels; by default half of each side, in whole patches.
         crop_scale, local_scale: Range of a crop's area, as a share of the picture's.
         crop_aspect: Range of the factor on the network input's aspect.
         flip: How often a crop is mirrored.
@@ -57,6 +64,8 @@ class Pretraining(Task):
         teacher_temperature: Of the teacher's, from the first value to the second over ``temperature_steps``.
         temperature_steps: Optimiser steps.
         teacher_momentum: Weight of the past in the teacher.
+        final_teacher_momentum, final_weight_decay: Values at the end of the run, reached along half a cosine over its
+            optimiser steps; by default these two do not change.
         export: Whose backbone is exported, ``teacher`` or ``student``; without self-distillation it is the student's.
         final_lr: Learning rate at the end of a schedule that decays.
         lr, weight_decay, betas, warmup_steps, schedule, clip: See ``Task``; the defaults are the paper's.
@@ -70,6 +79,7 @@ class Pretraining(Task):
     name: ClassVar[str] = "pretraining"
     metric_units: ClassVar[dict[str, str]] = {"reconstruction": "squared error / variance of a patch"}
     baseline_title: ClassVar[str] = "mean colour of each patch"
+    _looks: tuple[Tensor, dict[str, np.ndarray]] | None = None
 
     def __init__(
         self,
@@ -79,6 +89,7 @@ class Pretraining(Task):
         decoder: dict[str, Any] | None = None,
         views: int = 2,
         local_views: int = 4,
+        local_size: tuple[int, int] | None = None,
         crop_scale: tuple[float, float] = (0.5, 1.0),
         local_scale: tuple[float, float] = (0.2, 0.7),
         crop_aspect: tuple[float, float] = (3 / 4, 4 / 3),
@@ -92,10 +103,12 @@ class Pretraining(Task):
         teacher_temperature: tuple[float, float] = (0.065, 0.07),
         temperature_steps: int = 1000,
         teacher_momentum: float = 0.992,
+        final_teacher_momentum: float | None = None,
         export: Literal["teacher", "student"] = "teacher",
         lr: float | None = 1e-4,
         final_lr: float = 1e-7,
         weight_decay: float = 0.05,
+        final_weight_decay: float | None = None,
         betas: tuple[float, float] = (0.9, 0.95),
         warmup_steps: int = 1000,
         schedule: optim.Schedule = "cosine",
@@ -120,6 +133,10 @@ class Pretraining(Task):
             layer_decay=layer_decay,
             **kwargs,
         )
+        if contrast and kwargs.get("weights") is not None:
+            # What was loaded is the student's; the teacher begins where the student does.
+            for name, part in self.teacher.items():
+                part.load_state_dict(getattr(self, name).state_dict())
 
     # ------------------------------------------------------------------------------------------------ what it is
 
@@ -131,13 +148,18 @@ class Pretraining(Task):
         self.grid = self.backbone.grid_size(*self.image_size)
         masked_count(self.grid, options.mask_ratio)
         step = config.stride
-        self.local_size = tuple(max(step, side // 2 // step * step) for side in self.image_size)
+        self.local_size = tuple(options.local_size or (max(step, side // 2 // step * step) for side in self.image_size))
+        config.check_size(*self.local_size)
         # With the window tokenizer a token covers 64 pixels, of which the paper reconstructs half the resolution.
         self.target_scale = 1 if config.window_tokenizer_depth is None else 2
         self.patch_pixels = step // self.target_scale
         if options.reconstruction:
             fields = overrides_for(options.arch, options.decoder)
             self.decoder = MAEDecoder(config.embed_dim, self.patch_pixels, in_channels=config.in_channels, **fields)
+            for block in self.decoder.blocks:
+                block.checkpointing = config.checkpointing
+                if config.compile:
+                    block.compile(dynamic=False)
         if options.contrast:
             self.head = ProjectionHead(config.embed_dim, **overrides_for(options.arch, options.head))
             self.teacher = nn.ModuleDict({"backbone": make_teacher(self.backbone), "head": make_teacher(self.head)})
@@ -179,6 +201,9 @@ class Pretraining(Task):
             f"{visible} of {patches} patches"
         )
 
+    def flops(self) -> Flops:
+        return pretraining_flops(self)
+
     # ------------------------------------------------------------------------------------------------ views
 
     @cached_property
@@ -204,7 +229,8 @@ class Pretraining(Task):
             training: Without it, ``centre`` is added, too: what ``MultiCrop.draw_centre`` returns.
         """
         sizes, seeds = batch["size"].tolist(), batch["seed"]
-        drawn = {**batch, **self.multi_crop.draw(sizes, seeds)}
+        # A batch says all that is computed of it, the schedules' step among it: so a step can be replayed.
+        drawn = {**batch, "step": self.global_step, **self.multi_crop.draw(sizes, seeds)}
         return drawn if training else {**drawn, "centre": self.multi_crop.draw_centre(sizes, seeds)}
 
     def cut(self, image: Tensor, boxes: Tensor, flips: Tensor, size: tuple[int, int]) -> Tensor:
@@ -238,6 +264,9 @@ class Pretraining(Task):
     def training_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return the weighted sum ``loss`` and its terms; with self-distillation, also what tells a collapse."""
         options, views = self.hparams, self.global_views(batch)
+        if options.contrast:
+            # First: the room that it works in is free again before the student's activations come.
+            teacher = self.teacher_probabilities(views, batch["step"], bool(batch["key"]))
         # One pass over what is seen serves all terms.
         seen = self.backbone.forward_visible(views, batch["keep"])
         terms: dict[str, Tensor] = {}
@@ -253,19 +282,34 @@ class Pretraining(Task):
             if options.local_views:
                 local = self.backbone(self.local_views(batch)).cls
                 student = torch.cat([student, local.unflatten(0, (options.local_views, -1))])
-            teacher = self.teacher_probabilities(views)
             terms["contrast"] = contrast_loss(self.head(student), teacher, options.student_temperature)
             meters = collapse_meters(teacher, by_view[0])
         total = sum(options[name] * term for name, term in terms.items())
         return {"loss": total, **terms, **{f"collapse/{name}": value for name, value in meters.items()}}
 
     @torch.no_grad()
-    def teacher_probabilities(self, views: Tensor) -> Tensor:
-        """Return the teacher's probabilities (V, B, P) for global crops, which it sees whole."""
+    def teacher_probabilities(self, views: Tensor, step: int, counts: bool = True) -> Tensor:
+        """Return the teacher's probabilities (V, B, P) for global crops, which it sees whole.
+
+        Their temperature is that of optimiser step ``step``. With blank crops (``counts`` is false) this rank takes no
+        part in centring.
+        """
         first, last = self.hparams.teacher_temperature
-        share = min(1.0, self.global_step / max(1, self.hparams.temperature_steps))
+        share = min(1.0, step / max(1, self.hparams.temperature_steps))
         logits = self.teacher["head"](self.teacher["backbone"](views).cls).unflatten(0, (self.hparams.views, -1))
-        return self.centring(logits, first + (last - first) * share)
+        return self.centring(logits, first + (last - first) * share, counts)
+
+    def blank_loss(self) -> Tensor:
+        height, width = self.image_size
+        blank = {
+            "key": [],
+            "image": torch.zeros(1, 3, height, width, dtype=torch.uint8),
+            "size": torch.tensor([[height, width]]),
+            "seed": [0],
+        }
+        drawn = self.draw_views(blank, training=True)
+        on_device = {name: x.to(self.device) if isinstance(x, Tensor) else x for name, x in drawn.items()}
+        return 0.0 * self.training_losses(on_device)["loss"]
 
     def _predict_batch(self, batch: dict[str, Any]) -> list[dict[str, Tensor]]:
         if not self.hparams.reconstruction:
@@ -303,17 +347,41 @@ class Pretraining(Task):
             for name, part in self.teacher.items():
                 check_alike(part, getattr(self, name))
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        step, options = self.global_step, self.hparams
+        for group in optimizer.param_groups:
+            # Groups without decay stay without it.
+            if group["weight_decay"] and options.final_weight_decay is not None:
+                group["weight_decay"] = self.scheduled(options.weight_decay, options.final_weight_decay, step)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # Here and not at the end of the batch, which comes after the checkpoint of this step.
-        if self.hparams.contrast:
+        if options.contrast:
+            momentum = self.scheduled(options.teacher_momentum, options.final_teacher_momentum, step)
             for name, part in self.teacher.items():
-                update_teacher(part, getattr(self, name), self.hparams.teacher_momentum)
+                update_teacher(part, getattr(self, name), momentum)
+
+    def scheduled(self, first: float, last: float | None, step: int) -> float:
+        """Return the value at optimiser step ``step``, from ``first`` to ``last`` along half a cosine over the run."""
+        if last is None:
+            return first
+        share = min(1.0, step / max(1, self.total_steps - 1))
+        return last + (first - last) * 0.5 * (1 + math.cos(math.pi * share))
+
+    @property
+    def exported_backbone(self) -> nn.Module:
+        """The backbone that others get: the teacher's, or the student's."""
+        averaged = self.hparams.contrast and self.hparams.export == "teacher"
+        return self.teacher["backbone"] if averaged else self.backbone
 
     def exported_state(self) -> dict[str, Tensor]:
         """Return the backbone to export, under its official names."""
-        averaged = self.hparams.contrast and self.hparams.export == "teacher"
-        return (self.teacher["backbone"] if averaged else self.backbone).state_dict()
+        return self.exported_backbone.state_dict()
 
     # ------------------------------------------------------------------------------------------------ what it shows
 
@@ -335,14 +403,31 @@ class Pretraining(Task):
         return values
 
     def panel(self, prediction: dict[str, Tensor], index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        maps = self._looks_of(batch)
+        attention = cv2.resize(maps["attention"][index], self.image_size[::-1], interpolation=cv2.INTER_NEAREST)
+        seen = {
+            "where [cls] looks": draw_heat(attention, float(attention.max()) or 1.0),
+            "features": cv2.resize(maps["colours"][index], self.image_size[::-1], interpolation=cv2.INTER_NEAREST),
+        }
         if not prediction:
-            return {"picture": self.source_picture(index, batch)}
+            return {"picture": self.source_picture(index, batch), **seen}
         titles = {
             "picture": "crop",
             "seen": "what is seen",
             "reconstruction": f"filled in, error {prediction['loss']:.2f}",
         }
-        return {title: prediction[name].permute(1, 2, 0).cpu().numpy() for name, title in titles.items()}
+        return {title: prediction[name].permute(1, 2, 0).cpu().numpy() for name, title in titles.items()} | seen
+
+    def _looks_of(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Maps of a batch's whole crops, computed once a batch: ``attention`` (B, h, w), ``colours`` (B, h, w, 3)."""
+        if self._looks is None or self._looks[0] is not batch["image"]:
+            with self.trainer.precision_plugin.forward_context(), torch.no_grad():
+                views = self.global_views(batch, batch["centre"])
+                attention = cls_attention(self.exported_backbone, views)
+                colours = feature_colours(self.exported_backbone(views).patches).permute(0, 2, 3, 1)
+            maps = {"attention": attention.cpu().numpy(), "colours": (255 * colours).byte().cpu().numpy()}
+            self._looks = (batch["image"], maps)
+        return self._looks[1]
 
     def to_numpy(self, prediction: dict[str, Tensor]) -> np.ndarray:
         """Return the crop with its hidden patches filled in, uint8 (H, W, 3)."""

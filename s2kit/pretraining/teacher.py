@@ -46,6 +46,10 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
 
     Shard by shard where parameters are sharded: both must be sharded alike (``check_alike``).
     """
+    for module in (*teacher.modules(), *student.modules()):
+        # FSDP2 keeps the outermost module gathered after a forward pass that no backward pass follows.
+        if hasattr(module, "reshard"):
+            module.reshard()
     averages, values = list(teacher.parameters()), list(student.parameters())
     local = [p.to_local() if hasattr(p, "to_local") else p for p in (*averages, *values)]
     # What was frozen from the start is equal, and stays so.

@@ -1,7 +1,9 @@
 """Albedo: the colour of surfaces without light."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -13,6 +15,9 @@ from s2kit.losses.albedo import AlbedoLoss
 from s2kit.metrics.albedo import AlbedoMetric
 from s2kit.models.heads import create_head
 from s2kit.tasks.base import Task, overrides_for
+
+if TYPE_CHECKING:
+    from s2kit.inference.predictor import Result
 
 #: Mean error over the channels from which on a pixel is drawn in the last colour of the scale.
 MAX_ERROR = 0.3
@@ -34,6 +39,7 @@ class AlbedoTask(Task):
         "psnr": "dB",
         "ssim": "at most 1",
     }
+    takes_mask: ClassVar[bool] = True
     baseline_title: ClassVar[str] = "mean colour"
 
     def __init__(
@@ -77,7 +83,7 @@ class AlbedoTask(Task):
         metrics.reset()
         return {name: value for name, value in values.items() if stage == "test" or not name.startswith("baseline_")}
 
-    def draw(self, prediction: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    def draw(self, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> np.ndarray:
         return dense_drawing.draw_albedo(prediction)
 
     def panel(self, prediction: Tensor, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:

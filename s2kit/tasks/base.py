@@ -1,7 +1,6 @@
 """What every task shares: building from plain config, optimisation, evaluation at the source's size, prediction."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,9 +12,13 @@ from torch import Tensor, nn
 from data_modules.bad_samples import FEW, BadSamples
 from data_modules.base import TaskDataModule
 from s2kit import optim
+from s2kit.inference.augmentation import predict_output
 from s2kit.inference.geometry import unletterbox
 from s2kit.models import create_backbone
 from s2kit.models.checkpoints import load_weights
+from s2kit.planning.flops import Flops, task_flops
+from s2kit.schemas import SchemaError
+from s2kit.tasks.prediction import PredictionHooks
 
 #: ImageNet statistics of RGB in 0..255 (release, data).
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -31,7 +34,7 @@ def overrides_for(arch: str, overrides: dict[str, Any] | None) -> dict[str, Any]
     return {**by_arch.get(arch, {}), **others}
 
 
-class Task(LightningModule):
+class Task(PredictionHooks, LightningModule):
     """A backbone, a head, losses and metrics for one task. Built from plain values, so that a checkpoint rebuilds it.
 
     A concrete task defines ``build_head``, ``configure_losses``, ``configure_metrics``, ``compute_losses``,
@@ -66,10 +69,18 @@ class Task(LightningModule):
     #: Units of the metrics, and what ``baseline_*`` metrics are, for the table in the terminal.
     metric_units: ClassVar[dict[str, str]] = {}
     baseline_title: ClassVar[str] = "trivial baseline"
+    #: ``load_schema(name)``, with ``names``: what the task's labels follow, if they follow a schema.
+    load_schema: ClassVar[Callable[[Any], Any] | None] = None
+    #: What metrics that are named ``metric/something`` are of.
+    row_title: ClassVar[str] = "class"
     #: Whose weights a training started from: a file's name or ``hf://owner/name``; None for random ones.
     weights_from: str | None = None
+    #: Whether the last optimiser step was left out, because its gradient was not finite.
+    skipped: bool = False
     #: Peak learning rates that differ from 5e-4, by arch.
     published_lr: ClassVar[dict[str, float]] = {}
+    #: Limits on the gradient's norm that differ from those of the arch in other tasks.
+    published_clip: ClassVar[dict[str, float]] = {}
 
     def __init__(
         self,
@@ -137,14 +148,6 @@ class Task(LightningModule):
         """Return the terms of a training batch's loss; ``loss`` is their weighted sum."""
         raise NotImplementedError
 
-    def unflip(self, output: Any) -> Any:
-        """Return what the output of mirrored pictures says about the pictures themselves."""
-        raise NotImplementedError
-
-    def average(self, outputs: Sequence[Any]) -> Any:
-        """Return the mean of several outputs for the same pictures."""
-        return sum(outputs) / len(outputs)
-
     def finish(self, output: Any, index: int, batch: dict[str, Any]) -> Any:
         """Return sample ``index`` of an output at its source's size, in the task's units."""
         raise NotImplementedError
@@ -161,13 +164,22 @@ class Task(LightningModule):
         """Return the metrics of ``stage`` over all ranks and reset them; ``baseline_*`` is the trivial answer's."""
         raise NotImplementedError
 
-    def draw(self, prediction: np.ndarray, picture: np.ndarray) -> np.ndarray:
-        """Draw a prediction (as ``to_numpy`` gives it) of a picture, alone or on it, as uint8 (H, W, 3) RGB."""
-        raise NotImplementedError
-
     def panel(self, prediction: Any, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """Return the pictures of one sample (title -> uint8 (H, W, 3) RGB), in the order to be shown."""
         raise NotImplementedError
+
+    def flops(self) -> Flops:
+        """Return the FLOPs of a training step per picture."""
+        first, second = task_flops(self.backbone, self.decode_head, self.image_size)
+        return first + second
+
+    def configure_model(self) -> None:
+        """Shard the model where the strategy says so (FSDP2); Lightning calls this with the strategy's devices."""
+        if self.device_mesh is not None:
+            from s2kit.strategies.fsdp2 import shard
+
+            compute = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+            shard(self, self.device_mesh["data_parallel"], compute)
 
     def summary(self, training: bool = True) -> str:
         """Return one line: the task, the backbone, its input and the numbers of parameters."""
@@ -182,6 +194,18 @@ class Task(LightningModule):
     def exported_state(self) -> dict[str, Tensor]:
         """Return the weights that a finished run leaves for others."""
         return self.state_dict()
+
+    def setup(self, stage: str) -> None:
+        """Check that model and data number their labels alike.
+
+        Raises:
+            SchemaError: If they do not.
+        """
+        given = getattr(self.trainer.datamodule, "schema", None)
+        if self.load_schema is None or given is None or stage == "predict":
+            return
+        if self.load_schema(self.hparams.schema).names != self.load_schema(given).names:
+            raise SchemaError(f"model.schema={self.hparams.schema}, but data.schema={given}: give both the same")
 
     def on_fit_start(self) -> None:
         # Weights that are trained on follow the frame of the data from now on.
@@ -230,12 +254,21 @@ class Task(LightningModule):
         self._batch_keys = batch["key"]
         self._log_data(batch)
         if not batch["key"]:
-            return sum(parameter.sum() * 0.0 for parameter in self.parameters())
+            return self.blank_loss()
         losses = self.training_losses(batch)
         size = len(batch["key"])
         self.log("train/loss", losses["loss"], prog_bar=True, batch_size=size)
         self.log_dict({f"train/{name}": losses[name] for name in losses if name != "loss"}, batch_size=size)
         return losses["loss"]
+
+    def blank_loss(self) -> Tensor:
+        """Return 0 with a gradient of 0, of a blank picture: what a rank adds to a step that has no sample for it.
+
+        The model runs all the same, as other ranks wait for this one's part in what they gather and reduce.
+        """
+        output = self(self.normalise(torch.zeros(1, 3, *self.image_size, device=self.device)))
+        parts = output.values() if isinstance(output, dict) else output if isinstance(output, tuple) else (output,)
+        return sum(0.0 * part.float().sum() for part in parts if isinstance(part, Tensor))
 
     def _log_data(self, batch: dict[str, Any]) -> None:
         """Count the samples, and those that the loader could not use.
@@ -255,11 +288,7 @@ class Task(LightningModule):
         self.log_dict(exact, batch_size=max(1, len(batch["key"])))
 
     def _predict_batch(self, batch: dict[str, Any]) -> list[Any]:
-        image = self.normalise(batch["image"])
-        output = self(image)
-        if self.hparams.flip_test:
-            output = self.average([output, self.unflip(self(image.flip(-1)))])
-        return self.finish_batch(output, batch)
+        return self.finish_batch(predict_output(self, [batch], self.hparams.flip_test), batch)
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> list[Any]:
         predictions = self._predict_batch(batch)
@@ -298,20 +327,41 @@ class Task(LightningModule):
         """Tell whether weight decay applies to a parameter."""
         return optim.is_decayed(name, parameter)
 
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run, over which schedules are laid."""
+        trainer = self.trainer
+        return int(trainer.max_steps if trainer.max_steps > 0 else trainer.estimated_stepping_batches)
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate: the one given, else what was published for the task and ``arch``."""
+        given = self.hparams.lr
+        return self.published_lr.get(self.hparams.arch, optim.DEFAULT_LR) if given is None else given
+
+    @property
+    def layer_decay(self) -> float:
+        """Factor on the learning rate from layer to layer: the one given, else what was published for ``arch``."""
+        given = self.hparams.layer_decay
+        return optim.LAYER_DECAY.get(self.hparams.arch, 1.0) if given is None else given
+
+    @property
+    def clip(self) -> float:
+        """Limit on the gradient's norm: the one given, else what was published for the task and ``arch``."""
+        if self.hparams.clip is not None:
+            return self.hparams.clip
+        usual = optim.GRADIENT_CLIP.get(self.hparams.arch, optim.DEFAULT_GRADIENT_CLIP)
+        return self.published_clip.get(self.hparams.arch, usual)
+
     def configure_optimizers(self) -> dict[str, Any]:
-        hparams = self.hparams
-        lr = hparams.lr if hparams.lr is not None else self.published_lr.get(hparams.arch, 5e-4)
-        layer_decay = hparams.layer_decay
-        if layer_decay is None:
-            layer_decay = optim.LAYER_DECAY.get(hparams.arch, 1.0)
+        hparams, lr, layer_decay = self.hparams, self.lr, self.layer_decay
         groups = optim.parameter_groups(
             self.named_parameters(), lr, hparams.weight_decay, layer_decay, self.backbone.config.depth, self.decays
         )
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(hparams.betas), fused=True)
-        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else self.trainer.estimated_stepping_batches
         warmup = 0 if self.trainer.fast_dev_run else hparams.warmup_steps
         final = getattr(hparams, "final_lr", 0.0) / lr
-        factor = optim.learning_rate_factor(int(steps), warmup, hparams.schedule, final=final)
+        factor = optim.learning_rate_factor(self.total_steps, warmup, hparams.schedule, final=final)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -328,13 +378,12 @@ class Task(LightningModule):
         Raises:
             RuntimeError: After ``MAX_BAD_STEPS`` such steps in a row.
         """
-        limit = gradient_clip_val if gradient_clip_val is not None else self.hparams.clip
-        if limit is None:
-            limit = optim.GRADIENT_CLIP.get(self.hparams.arch, optim.DEFAULT_GRADIENT_CLIP)
+        limit = self.clip if gradient_clip_val is None else gradient_clip_val
+        norm = self._gradient_norm()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, limit)
-        self.log("train/gradient_norm", norm, batch_size=max(1, len(self._batch_keys)))
-        if bool(torch.isfinite(norm)):
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        self.skipped = not bool(torch.isfinite(norm))
+        if not self.skipped:
             self._bad_steps = 0
             return
         self._bad_steps += 1
@@ -344,47 +393,16 @@ class Task(LightningModule):
             raise RuntimeError(f"{where}; {MAX_BAD_STEPS} such steps in a row, so the run stops. Lower model.lr?")
         rank_zero_warn(f"{where}; the step is skipped")
 
-    # ------------------------------------------------------------------------------------------------ plain Python
-
-    @torch.inference_mode()
-    def predict(self, images: Sequence[Any] | Any, batch_size: int = 8) -> list[Any]:
-        """Predict pictures of any size.
-
-        Args:
-            images: A picture or several: uint8 arrays (H, W, 3) RGB, or paths.
-            batch_size: Pictures per forward pass.
-
-        Returns:
-            One result a picture, at the picture's own size, as numpy (what it is, the task's ``finish`` says).
-
-        Raises:
-            data_modules.images.ImageError: If a file cannot be read.
-        """
-        from data_modules.collate import collate
-        from data_modules.images import read_image
-
-        if isinstance(images, str | Path) or getattr(images, "ndim", None) == 3:
-            images = [images]
-        transform = self.picture_transform()
-        self.eval()
-        results: list[Any] = []
-        for start in range(0, len(images), batch_size):
-            pictures = [read_image(i) if isinstance(i, str | Path) else i for i in images[start : start + batch_size]]
-            batch = collate([transform({"key": str(start + k), "image": p}) for k, p in enumerate(pictures)])
-            batch["image"] = batch["image"].to(self.device)
-            results += [self.to_numpy(prediction) for prediction in self._predict_batch(batch)]
-        return results
-
-    def picture_transform(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        """Return what fits a picture of any size into the network's input: ``transform(sample) -> item``."""
-        from data_modules.transforms import EvalTransform
-
-        return EvalTransform(self.image_size)
-
-    def to_numpy(self, prediction: Any) -> Any:
-        """Return a finished prediction as numpy; maps become ``(H, W, C)``."""
-        return prediction.permute(1, 2, 0).float().cpu().numpy()
-
-    def write(self, stem: Path, prediction: Any, picture: np.ndarray) -> None:
-        """Write a prediction (as ``to_numpy`` gives it) of a picture to files whose names start with ``stem``."""
-        np.save(f"{stem}.npy", prediction)
+    def _gradient_norm(self) -> Tensor:
+        """Return the norm of the whole gradient, over all shards, and log it and that of each part of the task."""
+        by_part: dict[str, list[Tensor]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.grad is not None:
+                by_part.setdefault(name.partition(".")[0], []).append(parameter.grad)
+        norms = {name: nn.utils.get_total_norm(gradients) for name, gradients in by_part.items()}
+        # A shard's norm is a part of the whole one, which all ranks must know to decide alike.
+        norms = {name: norm.full_tensor() if hasattr(norm, "full_tensor") else norm for name, norm in norms.items()}
+        total = torch.stack([*norms.values()]).norm() if norms else torch.zeros((), device=self.device)
+        values = {"train/gradient_norm": total} | {f"train/gradient_norm/{name}": norm for name, norm in norms.items()}
+        self.log_dict(values, batch_size=max(1, len(self._batch_keys)))
+        return total

@@ -1,8 +1,10 @@
 """Matting: how much of every pixel a person covers, and in what colour."""
 
-from collections.abc import Callable, Sequence
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -15,6 +17,9 @@ from s2kit.losses.matting import MattingLoss
 from s2kit.metrics.matting import MattingMetric, box_alpha
 from s2kit.models.heads import create_head
 from s2kit.tasks.base import Task, overrides_for
+
+if TYPE_CHECKING:
+    from s2kit.inference.predictor import Result
 
 #: Error of alpha from which on a pixel is drawn in the last colour of the scale.
 MAX_ERROR = 0.5
@@ -39,6 +44,7 @@ class MattingTask(Task):
         "alpha_mae": "of 1",
         "foreground_l1": "of 1",
     }
+    picture_fit: ClassVar[str] = "stretch"
     baseline_title: ClassVar[str] = "the person's box"
 
     def __init__(
@@ -87,15 +93,17 @@ class MattingTask(Task):
             self.test_baseline.reset()
         return values
 
-    def picture_transform(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        from data_modules.transforms import EvalTransform
-
-        return EvalTransform(self.image_size, fit="stretch")
-
-    def draw(self, prediction: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    def draw(self, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> np.ndarray:
         return dense_drawing.draw_composite(prediction)
 
-    def write(self, stem: Path, prediction: np.ndarray, picture: np.ndarray) -> None:
+    def views(self, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> dict[str, np.ndarray]:
+        """Return the foreground on green, and alpha."""
+        return {
+            "matting, on green": self.draw(prediction, picture, result),
+            "alpha": dense_drawing.draw_alpha(prediction[..., 3]),
+        }
+
+    def write(self, stem: Path, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> None:
         """Write ``<stem>.npy`` (H, W, 4) and ``<stem>_cutout.png``, RGBA with the foreground's own colours."""
         super().write(stem, prediction, picture)
         alpha = prediction[..., 3]

@@ -1,25 +1,51 @@
 """Pointmaps: the camera point of every pixel."""
 
+from __future__ import annotations
+
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from s2kit.inference import dense_drawing
 from s2kit.inference.drawing import draw_heat, draw_normals
 from s2kit.inference.geometry import unletterbox
 from s2kit.inference.points import Pointmap, normals_of
+from s2kit.inference.tiles import WholePass, Window
 from s2kit.losses.pointmap import PointmapLoss
 from s2kit.metrics.pointmap import ANGLES, DISTANCES, MeanPointmapBaseline, PointmapMetric, inside_of
 from s2kit.models.heads import PointmapOutput, create_head
+from s2kit.models.heads.pixel_shuffle import PixelShuffleHead
 from s2kit.tasks.base import Task, overrides_for
+
+if TYPE_CHECKING:
+    from s2kit.inference.predictor import Result
 
 #: Least scale that a prediction is divided by: a focal length of a hundred times the canonical one.
 MIN_SCALE = 0.01
+#: Least depth in metres that a direction is taken from.
+MIN_DEPTH = 1e-3
 #: Distance in metres from which on a pixel is drawn in the last colour of the scale.
 MAX_ERROR = 0.5
+
+
+def align_depth(depth: Tensor, target: Tensor) -> Tensor:
+    """Return ``depth`` times the factor plus the shift that bring it closest to ``target``, both (H, W).
+
+    Closest in relative terms: a square difference counts by the target's depth, so that a far background does not
+    decide. Where no positive factor does, ``target`` itself.
+    """
+    weight = target.clamp(min=MIN_DEPTH).double() ** -2
+    weight = weight / weight.sum()
+    centre, true_centre = (weight * depth).sum(), (weight * target).sum()
+    centred = depth - centre
+    factor = (weight * centred * (target - true_centre)).sum() / (weight * centred.square()).sum().clamp(min=1e-12)
+    return (factor * centred + true_centre).to(target) if factor > 0 else target
 
 
 class PointmapPrediction(NamedTuple):
@@ -57,6 +83,8 @@ class PointmapTask(Task):
 
     name: ClassVar[str] = "pointmap"
     monitor: ClassVar[str] = "val/l2"
+    published_lr: ClassVar[dict[str, float]] = {"sapiens2_5b": 1e-4}
+    published_clip: ClassVar[dict[str, float]] = {"sapiens2_0.8b": 2.0}
     metric_units: ClassVar[dict[str, str]] = {
         **dict.fromkeys(("l2", "rmse", "mae_x", "mae_y", "mae_z"), "canonical"),
         **dict.fromkeys(("metric_l2", "metric_rmse"), "m"),
@@ -69,6 +97,8 @@ class PointmapTask(Task):
         **dict.fromkeys(("normal_mean", "normal_rmse"), "degrees"),
         **{f"normal_within_{angle:g}": "% of pixels" for angle in ANGLES},
     }
+    takes_mask: ClassVar[bool] = True
+    tiles_need_whole: ClassVar[bool] = True
     baseline_title: ClassVar[str] = "mean pointmap"
 
     def __init__(
@@ -124,6 +154,49 @@ class PointmapTask(Task):
         """Return the mean points and the mean scale."""
         return PointmapOutput(*(sum(parts) / len(outputs) for parts in zip(*outputs)))
 
+    def forward_scaled(self, image: Tensor) -> PointmapOutput:
+        """Return the points alone (the scale is NaN): the scale's layers fit one size of input."""
+        points = PixelShuffleHead.forward(self.decode_head, self.backbone(image).patches)
+        return PointmapOutput(points, points.new_full((len(points), 1), math.nan))
+
+    def rescale(
+        self, output: PointmapOutput, batch: dict[str, Any], base_output: PointmapOutput, base: dict[str, Any]
+    ) -> PointmapOutput:
+        """Return the points at the network's own size, with the scale of the pass at that size.
+
+        In a picture that is s times as large the focal length is s times as long, and so canonical points, those of
+        one focal length, are 1/s of what they were.
+        """
+        larger = (batch["crop"][:, 0, 0] / base["crop"][:, 0, 0]).to(output.pointmap)
+        points = super().rescale(output.pointmap, batch, base_output.pointmap, base)
+        return PointmapOutput(points * larger.view(-1, 1, 1, 1), base_output.scale)
+
+    def whole_pass(self, output: PointmapOutput, index: int, batch: dict[str, Any]) -> WholePass:
+        """Keep metric points, and as a fourth channel the focal length in the source's pixels."""
+        scale = output.scale[index, 0].clamp(min=MIN_SCALE)
+        focal = self.canonical_focal / (scale * float(batch["crop"][index, 0, 0]))
+        points = output.pointmap[index] / scale
+        kept = torch.cat([points, focal.expand(1, *points.shape[1:])])
+        return WholePass(kept, batch["crop"][index], tuple(batch["source_size"][index].tolist()))
+
+    def finish_tile(
+        self, output: PointmapOutput, index: int, batch: dict[str, Any], whole: WholePass | None, window: Window
+    ) -> Tensor:
+        """Return metric points (3, h, w): the tile's relief at the whole picture's distance, along its rays.
+
+        A tile shows no scale, and its middle is not where the camera looks: of its points the depth is taken, brought
+        closest to that of the whole picture by a factor and a shift, and the direction is the whole picture's.
+        """
+        height, width = (int(side) for side in batch["source_size"][index])
+        depth = unletterbox(output.pointmap[index, 2:].float(), batch["crop"][index], (height, width))[0]
+        x, y, target = whole.region(window)[:3]
+        depth = align_depth(depth, target)
+        rays = torch.stack([x, y]) / target.clamp(min=MIN_DEPTH)
+        return torch.cat([rays * depth, depth[None]])
+
+    def join_tiles(self, values: Tensor, whole: WholePass | None) -> PointmapPrediction:
+        return PointmapPrediction(values, values.new_tensor(math.nan), whole.output[3, 0, 0])
+
     def finish(self, output: PointmapOutput, index: int, batch: dict[str, Any]) -> PointmapPrediction:
         """Return metric points at the source's size, with the scale and the focal length that they mean."""
         height, width = (int(side) for side in batch["source_size"][index])
@@ -153,19 +226,37 @@ class PointmapTask(Task):
 
     def to_numpy(self, prediction: PointmapPrediction) -> Pointmap:
         """Return the points, from which depth, normals and files follow."""
-        points = prediction.points.permute(1, 2, 0).float().cpu().numpy()
-        return Pointmap(np.ascontiguousarray(points), float(prediction.focal_length))
+        return Pointmap(super().to_numpy(prediction.points), float(prediction.focal_length))
 
-    def draw(self, prediction: Pointmap, picture: np.ndarray) -> np.ndarray:
+    def apply_mask(self, prediction: Pointmap, mask: np.ndarray) -> Pointmap:
+        """Return the pointmap with ``mask`` as its ``valid``; the points elsewhere stay."""
+        return replace(prediction, valid=mask)
+
+    def draw(self, prediction: Pointmap, picture: np.ndarray, result: Result | None = None) -> np.ndarray:
         """Draw the depth."""
-        return dense_drawing.draw_depth(prediction.depth, dense_drawing.depth_range(prediction.depth))
+        limits = dense_drawing.depth_range(prediction.depth, prediction.valid)
+        return dense_drawing.draw_depth(prediction.depth, limits, prediction.valid)
 
-    def write(self, stem: Path, prediction: Pointmap, picture: np.ndarray) -> None:
+    def views(self, prediction: Pointmap, picture: np.ndarray, result: Result | None = None) -> dict[str, np.ndarray]:
+        """Return the depth, and the normals of the points."""
+        near, far = dense_drawing.depth_range(prediction.depth, prediction.valid)
+        shown = None if prediction.valid is None else inside_of(prediction.valid)
+        return {
+            f"depth, {near:.2f} m (red) to {far:.2f} m (blue)": self.draw(prediction, picture, result),
+            "normals of the points": draw_normals(prediction.normals, shown),
+        }
+
+    def write(self, stem: Path, prediction: Pointmap, picture: np.ndarray, result: Result | None = None) -> None:
         """Write ``<stem>.npz`` (points, depth, normals, focal length) and ``<stem>.ply`` (coloured points)."""
         prediction.write_npz(f"{stem}.npz")
         prediction.write_ply(f"{stem}.ply", picture)
 
     def panel(self, prediction: PointmapPrediction, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Return input, depths, error in metres, normals; the predicted depth times a factor, which shows its relief.
+
+        In the colours of the true depths, which span a person's thickness, a distance that is somewhat wrong would be
+        of one colour all over.
+        """
         valid = batch["valid"][index][0].cpu().numpy()
         truth = batch["pointmap"][index].permute(1, 2, 0).float().cpu().numpy()
         predicted = self.to_numpy(prediction).points
@@ -173,10 +264,13 @@ class PointmapTask(Task):
         error = np.linalg.norm(predicted - truth, axis=-1)
         mean = f"error, mean {error[valid].mean():.3f} m" if valid.any() else "error"
         inner = inside_of(valid)
+        depth, true_depth = predicted[..., 2], truth[..., 2]
+        sums = float(depth[valid].sum()), float(true_depth[valid].sum())
+        factor = sums[1] / sums[0] if sums[0] > 0 else 1.0
         return {
             "input": self.source_picture(index, batch),
-            f"true depth, {limits[0]:.2f} to {limits[1]:.2f} m": dense_drawing.draw_depth(truth[..., 2], limits, valid),
-            "depth": dense_drawing.draw_depth(predicted[..., 2], limits, valid),
+            f"true depth, {limits[0]:.2f} to {limits[1]:.2f} m": dense_drawing.draw_depth(true_depth, limits, valid),
+            f"depth, times {factor:.2f}": dense_drawing.draw_depth(factor * depth, limits, valid),
             mean: draw_heat(error, MAX_ERROR, valid),
             "normals of truth": draw_normals(normals_of(truth), inner),
             "normals of prediction": draw_normals(normals_of(predicted), inner),

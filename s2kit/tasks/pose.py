@@ -1,21 +1,34 @@
 """Keypoints of one person in a picture, top-down."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
-from s2kit.inference.pose_drawing import draw_offsets, draw_pose
+from data_modules.transforms import PoseEvalTransform
+from data_modules.transforms.checks import to_planes
+from data_modules.transforms.geometry import scale_matrix, translation_matrix, warp_image
+from s2kit.inference.people import WholePicture
+from s2kit.inference.pose_drawing import draw_offsets, draw_people, draw_pose
 from s2kit.losses.pose import HARD_KEYPOINTS, PoseLoss
 from s2kit.metrics.pose import PCK_SHARE, PoseMetric
 from s2kit.models.heads import HEADS, create_head
+from s2kit.pose.coco_results import PoseResult, write_pose
+from s2kit.pose.nms import oks_nms, person_confidence
 from s2kit.pose.udp import cell_steps, decode_heatmaps, encode_heatmaps, flip_heatmaps
 from s2kit.schemas import SchemaError, load_keypoint_set
 from s2kit.schemas.files import PACKAGED
 from s2kit.tasks.base import Task, overrides_for
+
+if TYPE_CHECKING:
+    from s2kit.inference.predictor import Result
 
 #: Panels are drawn on crops of at least this height.
 PANEL_HEIGHT = 512
@@ -36,7 +49,8 @@ class PoseTask(Task):
         loss: The loss's form: ``release`` (its weights were trained so) or ``paper`` (hard keypoint mining).
         loss_weights: Weights of some of its terms in place of the form's.
         hard_keypoints: Worst keypoints of a person that the paper's form counts.
-        nms: Evaluation drops the less confident of two persons in a picture whose OKS is above this.
+        nms: Of two persons in a picture whose OKS is above this, the less confident one is dropped: in evaluation, and
+            where a detector found the people.
         **kwargs: See ``Task``.
 
     Raises:
@@ -47,17 +61,17 @@ class PoseTask(Task):
     #: AP stays 0 for long in short runs on small pictures, mean OKS does not.
     monitor: ClassVar[str] = "val/OKS"
     monitor_mode: ClassVar[str] = "max"
+    published_lr: ClassVar[dict[str, float]] = {"sapiens2_5b": 1e-4}
     metric_units: ClassVar[dict[str, str]] = {
         **{f"{name}{suffix}": "%" for name in ("AP", "AR") for suffix in ("", "50", "75", "_M", "_L")},
-        **{
-            f"{name}_{part}": "%"
-            for name in ("AP", "AR")
-            for part in ("body", "foot", "face", "left_hand", "right_hand", "extra")
-        },
         "PCK": "% of keypoints",
         "OKS": "%, mean",
     }
+    takes_tiles: ClassVar[bool] = False
+    takes_boxes: ClassVar[bool] = True
     baseline_title: ClassVar[str] = "mean pose in the box"
+    row_title: ClassVar[str] = "part"
+    load_schema = staticmethod(load_keypoint_set)
 
     def __init__(
         self,
@@ -131,6 +145,32 @@ class PoseTask(Task):
         source = (keypoints[:, :, None] * inverse[:, None, :2, :2]).sum(dim=-1) + inverse[:, None, :2, 2]
         return list(torch.cat([source, scores[..., None]], dim=-1))
 
+    def picture_transform(
+        self, image_size: tuple[int, int] | None = None
+    ) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        return PoseEvalTransform(image_size or self.image_size, schema=self.hparams.schema)
+
+    def samples(self, picture: np.ndarray, boxes: np.ndarray | None) -> list[dict[str, Any]]:
+        """Return one sample a person; without ``boxes`` (N, 4) the whole picture is one."""
+        if boxes is None:
+            return [{"key": "", "image": picture}]
+        return [{"key": "", "image": picture, "box": box} for box in boxes]
+
+    def scaled_item(self, sample: dict[str, Any], base: dict[str, Any], image_size: tuple[int, int]) -> dict[str, Any]:
+        """Return the same part of the picture in another size, corner pixel's centre on corner pixel's centre.
+
+        So heatmaps of both lie over each other cell for cell, which they would not if the crop were made anew: the
+        size in whole tokens may have another aspect.
+        """
+        (height, width), (own_height, own_width) = image_size, self.image_size
+        resize = scale_matrix((width - 1) / max(own_width - 1, 1), (height - 1) / max(own_height - 1, 1))
+        crop = translation_matrix(0.5, 0.5) @ resize @ translation_matrix(-0.5, -0.5) @ base["crop"]
+        image = to_planes(warp_image(sample["image"], crop, image_size))
+        return {**base, "image": image, "crop": crop.astype(np.float32)}
+
+    def rescale(self, output: Tensor, batch: dict[str, Any], base_output: Tensor, base: dict[str, Any]) -> Tensor:
+        return interpolate(output, base_output.shape[-2:], mode="bilinear", align_corners=True)
+
     def update_metrics(self, stage: str, predictions: Sequence[Tensor], batch: dict[str, Any]) -> None:
         metrics = self.test_metrics if stage == "test" else self.val_metrics
         predicted = torch.stack(list(predictions))
@@ -159,8 +199,37 @@ class PoseTask(Task):
         """Return a finished prediction as float32 (K, 3)."""
         return prediction.float().cpu().numpy()
 
-    def draw(self, prediction: np.ndarray, picture: np.ndarray) -> np.ndarray:
-        return draw_pose(picture, prediction, self.keypoint_set)
+    def gather(self, predictions: Sequence[np.ndarray]) -> np.ndarray:
+        """Return float32 (N, K, 3) of N people."""
+        return np.stack(predictions) if len(predictions) else np.zeros((0, len(self.keypoint_set), 3), np.float32)
+
+    def distinct(self, prediction: np.ndarray, box_scores: np.ndarray) -> np.ndarray:
+        """Return the rows of the people (N, K, 3) without those that are another, more certain one (``nms``)."""
+        if self.hparams.nms is None:
+            return np.arange(len(prediction))
+        certain = person_confidence(np.nan_to_num(prediction[..., 2]), box_scores)
+        return np.sort(oks_nms(prediction[..., :2], certain, self.keypoint_set.sigmas, self.hparams.nms))
+
+    def draw(self, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> np.ndarray:
+        people = None if result is None else result.people
+        # A box that is the whole picture says nothing.
+        several = people is not None and (len(prediction) > 1 or people.ids is not None)
+        boxes, ids = (people.boxes, people.ids) if several else (None, None)
+        return draw_people(picture, prediction, self.keypoint_set, boxes, ids)
+
+    def views(self, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> dict[str, np.ndarray]:
+        count = f", {len(prediction)} people" if len(prediction) != 1 else ""
+        return {f"pose{count}": self.draw(prediction, picture, result)}
+
+    def write(self, stem: Path, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> None:
+        """Write ``<stem>.json``: each person's box, score and keypoints (``s2kit.pose.coco_results.read_pose``)."""
+        size, name, seconds, people = picture.shape[:2], stem.name, None, None
+        if result is not None:
+            name, people, frame = result.picture.source, result.people, result.picture.frame
+            seconds = None if frame is None else frame.seconds
+        people = people or WholePicture()([name], [picture])[0]
+        poses = PoseResult(name, size, prediction, people.boxes, people.scores, people.ids, seconds)
+        write_pose(f"{stem}.json", poses, self.hparams.schema)
 
     def panel(self, prediction: Tensor, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """Return the crop, the truth and the prediction on it, and the way from the one to the other."""

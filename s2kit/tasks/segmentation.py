@@ -1,20 +1,28 @@
 """Part segmentation."""
 
+from __future__ import annotations
+
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from s2kit.inference import dense_drawing as drawing
 from s2kit.inference.geometry import unletterbox
+from s2kit.inference.tiles import WholePass, Window
 from s2kit.losses.segmentation import SegmentationLoss, published_class_weights
 from s2kit.metrics.segmentation import SegmentationMetric
 from s2kit.models.heads import HEADS, create_head
 from s2kit.schemas import SchemaError, load_class_list
 from s2kit.tasks.base import Task, overrides_for
+
+if TYPE_CHECKING:
+    from s2kit.inference.predictor import Result
 
 #: Classes that are resized at a time: 29 maps of a large picture would not fit.
 CLASSES_AT_A_TIME = 8
@@ -48,7 +56,11 @@ class SegmentationTask(Task):
         "aAcc": "% of pixels",
         "boundary_f": "%",
     }
+    picture_fit: ClassVar[str] = "stretch"
+    #: A tile alone may not tell left from right, or a sleeve from a trouser leg.
+    tiles_need_whole: ClassVar[bool] = True
     baseline_title: ClassVar[str] = "most frequent class"
+    load_schema = staticmethod(load_class_list)
 
     def __init__(
         self,
@@ -138,6 +150,21 @@ class SegmentationTask(Task):
                 best = torch.maximum(value, best)
         return labels
 
+    def whole_pass(self, output: Tensor, index: int, batch: dict[str, Any]) -> WholePass:
+        return super().whole_pass(output.softmax(dim=1), index, batch)
+
+    def finish_tile(
+        self, output: Tensor, index: int, batch: dict[str, Any], whole: WholePass | None, window: Window
+    ) -> Tensor:
+        """Return (C, h, w), the mean of the probabilities in the tile and in the whole picture."""
+        height, width = (int(side) for side in batch["source_size"][index])
+        tile = unletterbox(output[index].softmax(dim=0), batch["crop"][index], (height, width))
+        return (tile + whole.region(window)) / 2
+
+    def close_tiles(self, values: Tensor) -> Tensor:
+        """Return class ids (rows, W), uint8, of probabilities (C, rows, W)."""
+        return values.argmax(dim=0).to(torch.uint8)
+
     def update_metrics(self, stage: str, predictions: Sequence[Tensor], batch: dict[str, Any]) -> None:
         metrics = self.test_metrics if stage == "test" else self.val_metrics
         for prediction, labels in zip(predictions, batch["labels"]):
@@ -151,19 +178,28 @@ class SegmentationTask(Task):
             return values
         return {name: value for name, value in values.items() if not name.startswith("baseline_") and "/" not in name}
 
-    def picture_transform(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        from data_modules.transforms import EvalTransform
-
-        return EvalTransform(self.image_size, fit="stretch")
-
     def to_numpy(self, prediction: Tensor) -> np.ndarray:
         """Return class ids as uint8 (H, W)."""
         return prediction.cpu().numpy()
 
-    def draw(self, prediction: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    def draw(self, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> np.ndarray:
         return drawing.draw_labels(prediction, self.classes, picture)
 
+    def views(self, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> dict[str, np.ndarray]:
+        """Return the classes over the picture, and alone."""
+        return {
+            "segmentation": self.draw(prediction, picture, result),
+            "classes": drawing.draw_labels(prediction, self.classes),
+        }
+
+    def write(self, stem: Path, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> None:
+        """Write ``<stem>_labels.png``: the class ids, with the classes' colours as its palette."""
+        image = Image.fromarray(prediction)
+        image.putpalette(self.classes.colors.tobytes())
+        image.save(f"{stem}_labels.png")
+
     def panel(self, prediction: Tensor, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Return input, truth, prediction, errors, and the names of the classes that are in truth or prediction."""
         picture = self.source_picture(index, batch)
         truth = batch["labels"][index].to(torch.uint8).cpu().numpy()
         predicted = self.to_numpy(prediction)
@@ -175,4 +211,5 @@ class SegmentationTask(Task):
             "prediction": drawing.draw_labels(predicted, self.classes),
             "prediction over input": drawing.draw_labels(predicted, self.classes, picture),
             right: drawing.draw_label_errors(predicted, truth, self.classes.ignore_index),
+            "classes": drawing.draw_legend(self.classes, np.union1d(truth, predicted)),
         }

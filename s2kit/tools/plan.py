@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from s2kit.errors import UserError
-from s2kit.planning import Memory, Plan, Strategy, make_plan, numerics
+from s2kit.planning import Memory, Plan, Strategy, make_plan, make_pretraining_plan, numerics
 from s2kit.planning.memory import GIB
+from s2kit.pretraining import Pretraining
 from s2kit.tools.arguments import OneLineParser
 
 #: FLOP/s of an H100 or H200: dense bfloat16, and float32 without TF32, which s2kit does not turn on.
@@ -49,17 +50,11 @@ def main(args: list[str]) -> int:
     task = build_task(config.model)
     peak = options.peak_tflops or DEFAULT_PEAKS[how.compute]
     batch = config.data.init_args.batch_size
-    plan = make_plan(
-        task.backbone,
-        task.decode_head,
-        task.image_size,
-        batch,
-        strategy,
-        how,
-        limit=options.memory * GIB,
-        peak=peak * 1e12,
-        utilisation=options.mfu,
-    )
+    device = {"limit": options.memory * GIB, "peak": peak * 1e12, "utilisation": options.mfu}
+    if not isinstance(task, Pretraining):
+        plan = make_plan(task.backbone, task.decode_head, task.image_size, batch, strategy, how, **device)
+    else:
+        plan = make_pretraining_plan(task, batch, strategy, how, **device)
     backbone_config = getattr(task.backbone, "config", None)
     about = {
         "task": task.name,
@@ -161,8 +156,10 @@ def build_task(model: Any) -> Any:
     arguments = {**model.init_args.as_dict(), "weights": None}
     with torch.device("meta"):
         task = getattr(import_module(module), name)(**arguments)
-    if not hasattr(task, "decode_head"):
-        raise UserError(f"model.class_path {model.class_path}: plan knows tasks with a backbone and a decode_head only")
+    if not (hasattr(task, "backbone") and (hasattr(task, "decode_head") or isinstance(task, Pretraining))):
+        raise UserError(
+            f"model.class_path {model.class_path}: plan knows pretraining, and tasks with a backbone and a decode_head"
+        )
     return task
 
 
@@ -256,6 +253,7 @@ def _flops_table(plan: Plan) -> Table:
     parts = (
         ("backbone", plan.backbone_parameters, plan.backbone),
         ("head", plan.head_parameters, plan.head),
+        *([("teacher", plan.teacher_parameters, plan.teacher)] if plan.teacher_parameters else []),
         ("total", plan.parameters.total, plan.flops),
     )
     for name, count, flops in parts:

@@ -19,6 +19,17 @@ def test_labels_have_their_colours_and_ignored_ones_are_black():
     assert over[0, 1] == pytest.approx([177.5, 50, 104.5], abs=0.6)
 
 
+def test_a_legend_names_the_classes_that_it_is_given():
+    classes = load_class_list(29)
+    legend = drawing.draw_legend(classes, [6, 15, 255])
+    assert (legend.dtype, legend.shape) == (np.uint8, (256, 128, 3))
+    assert legend[8, 10].tolist() == list(classes.colors[6]) and legend[24, 10].tolist() == list(classes.colors[15])
+    assert (legend[:32, 24:] > 200).any(axis=(1, 2)).sum() > 10  # their names
+    assert (legend[33:] == 32).all()  # the ignored label has none
+    assert drawing.draw_legend(classes, range(29)).shape == (256, 256, 3)
+    assert drawing.draw_legend(classes, [], 100).shape == (100, 128, 3)
+
+
 def test_label_errors():
     drawn = drawing.draw_label_errors(np.uint8([[1, 2, 3]]), np.uint8([[1, 3, 255]]), 255)
     right, wrong, ignored = drawn[0].astype(int)

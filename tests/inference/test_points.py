@@ -1,5 +1,7 @@
 """What follows from a pointmap, and its files."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -62,7 +64,7 @@ def test_a_point_cloud_leaves_out_what_is_no_point(tmp_path):
     assert pointmap.write_ply(tmp_path / "all.ply", picture) == 99 - 4
     chosen = np.zeros((9, 11), bool)
     chosen[0] = chosen[5, 4] = True
-    assert pointmap.write_ply(tmp_path / "some.ply", picture, chosen) == 11 - 4 + 1
+    assert replace(pointmap, valid=chosen).write_ply(tmp_path / "some.ply", picture) == 11 - 4 + 1
     _, table = read_ply(tmp_path / "some.ply")
     assert (table["red"][-1], table["green"][-1], table["blue"][-1]) == tuple(picture[5, 4])
     assert table["x"][-1] == pytest.approx(0.4)
@@ -71,13 +73,13 @@ def test_a_point_cloud_leaves_out_what_is_no_point(tmp_path):
 
 
 def test_an_archive_holds_what_follows_from_the_points(tmp_path):
-    pointmap = Pointmap(surface(0.5), 123.5)
-    pointmap.write_npz(tmp_path / "a.b.points", np.ones((9, 11), bool))
+    pointmap = Pointmap(surface(0.5), 123.5, np.ones((9, 11), bool))
+    pointmap.write_npz(tmp_path / "a.b.points")
     stored = np.load(tmp_path / "a.b.points")
     np.testing.assert_array_equal(stored["points"], pointmap.points)
     np.testing.assert_array_equal(stored["depth"], pointmap.points[..., 2])
     np.testing.assert_allclose(stored["normals"], pointmap.normals, atol=1e-3)
     assert stored["focal_length"] == 123.5
     assert stored["valid"].all()
-    pointmap.write_npz(tmp_path / "plain.npz")
+    replace(pointmap, valid=None).write_npz(tmp_path / "plain.npz")
     assert "valid" not in np.load(tmp_path / "plain.npz")

@@ -49,6 +49,15 @@ def test_contrast_gradient_reaches_the_student_only():
     torch.testing.assert_close(student.grad, expected / 0.1 / (4 * 2), atol=1e-5, rtol=1e-4)
 
 
+def test_gradients_in_double_precision():
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(4, 2, 5, dtype=torch.double, generator=generator, requires_grad=True)
+    teacher = torch.softmax(torch.randn(2, 2, 5, generator=generator), -1)
+    assert torch.autograd.gradcheck(lambda x: contrast_loss(x, teacher), [student])
+    embeddings = torch.randn(5, 3, dtype=torch.double, generator=generator, requires_grad=True)
+    assert torch.autograd.gradcheck(koleo_loss, [embeddings])
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (3, 0)])
 def test_no_pair_is_refused(shape):
     views, globals_ = shape

@@ -41,7 +41,7 @@ def metric_of(batch: dict, points: int = 17, **options) -> dict[str, float]:
 def test_perfect_predictions():
     results = metric_of(persons(6, 308), 308)
     whole = ["AP", "AP50", "AP75", "AP_M", "AP_L", "AR", "AR50", "AR75", "AR_M", "AR_L"]
-    parts = [f"{name}_{part}" for part in load_keypoint_set(308).groups for name in ("AP", "AR")]
+    parts = [f"{name}/{part}" for part in load_keypoint_set(308).groups for name in ("AP", "AR")]
     names = [*whole, *parts, "PCK", "OKS"]
     assert list(results) == names + [f"baseline_{name}" for name in names]
     assert {results[name] for name in names} - {100.0} == set() or math.isnan(results["AP_L"])

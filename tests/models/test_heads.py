@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from s2kit.models import SAPIENS2, AlbedoHead, NormalHead, create_backbone, create_head, list_backbones
+from s2kit.models import SAPIENS2, AlbedoHead, MattingHead, NormalHead, create_backbone, create_head, list_backbones
 from s2kit.models.heads import HEADS
 from s2kit.models.heads.pixel_shuffle import ChannelRMSNorm
 
@@ -71,6 +71,8 @@ def test_published_keys_and_counts(task, size, head_keys, describe):
         backbone = create_backbone(f"sapiens2_{size}")
     assert sorted(describe(head, "decode_head.")) == sorted(head_keys[f"{PUBLISHED.get(task, task)} {size}"])
     assert count(head) + count(backbone) == TOTALS[task, size]
+    if task == "matting":
+        assert count(head) == 83_860_148
     if task in HEAD_MILLIONS:
         published = HEAD_MILLIONS[task][SIZES.index(size)]
         assert f"{count(head) / 1e6:.{len(published.split('.')[1])}f}" == published
@@ -102,27 +104,38 @@ def test_nano_heads_cost_less_than_the_backbone(task):
     assert count(head) < 2.5e6
 
 
-def test_normal_head_layer_by_layer():
-    """Against functional calls in the order of spec 2.3."""
+@pytest.mark.parametrize(
+    ("kind", "last"), [(NormalHead, "conv_normal"), (AlbedoHead, "conv_albedo"), (MattingHead, "conv_matting")]
+)
+def test_pixel_shuffle_heads_layer_by_layer(kind, last):
+    """Against functional calls in the order of spec 2.3, 2.5 and 12; of the albedo head there is no port to hold to."""
     torch.manual_seed(0)
-    head = NormalHead(**SMALL)
+    head = kind(**SMALL)
+    with torch.no_grad():
+        for name, parameter in head.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.uniform_(0.5, 2)
     x = torch.randn(2, 8, 3, 2)
     weights = head.state_dict()
 
     def conv(x, key, padding=1):
         return F.conv2d(x, weights[f"{key}.weight"], weights[f"{key}.bias"], padding=padding)
 
-    def activate(x):
-        x = (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), keepdim=True, unbiased=False) + 1e-5).sqrt()
+    def activate(x, key):
+        if kind is AlbedoHead:
+            x = x / (x.square().mean(1, keepdim=True) + 1e-6).sqrt() * weights[f"{key}.norm.weight"].view(-1, 1, 1)
+        else:
+            x = (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), keepdim=True, unbiased=False) + 1e-5).sqrt()
         return x * x.sigmoid()
 
-    expected = activate(conv(x, "input_conv.0"))
+    expected = activate(conv(x, "input_conv.0"), "input_conv.1")
     for i in range(4):
-        expected = activate(F.pixel_shuffle(conv(expected, f"upsample_blocks.{i}.0"), 2))
+        expected = activate(F.pixel_shuffle(conv(expected, f"upsample_blocks.{i}.0"), 2), f"upsample_blocks.{i}.2")
     for i in (0, 3):
-        expected = activate(conv(expected, f"conv_layers.{i}"))
-    expected = conv(expected, "conv_normal", padding=0)
-    assert head(x).shape == (2, 3, 48, 32)
+        expected = activate(conv(expected, f"conv_layers.{i}"), f"conv_layers.{i + 1}")
+    expected = conv(expected, last, padding=0)
+    expected = expected.sigmoid() if kind is MattingHead else expected
+    assert head(x).shape == (2, 4 if kind is MattingHead else 3, 48, 32)
     torch.testing.assert_close(head(x), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(head.eval()(x), expected, rtol=1e-4, atol=1e-4)
 

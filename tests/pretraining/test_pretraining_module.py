@@ -1,5 +1,6 @@
 """The reconstruction objective: what is computed from what, and that it learns."""
 
+import csv
 import json
 
 import numpy as np
@@ -265,6 +266,9 @@ def test_the_command_line_leaves_panels_scores_and_a_backbone_that_tasks_take(ru
     description = json.loads((run / "model.json").read_text())
     metrics = description["metrics"]
     assert 0 < metrics["test/reconstruction"] < 10
+    with (run / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["probe/knn_view"]]
+    assert len(rows) == 2 and all(0 <= float(row["probe/linear_action"]) <= 100 for row in rows)
     assert metrics["test/baseline_reconstruction"] == pytest.approx(1, abs=0.05)
     state = load_file(run / "weights.safetensors")
     checkpoint = torch.load(next((run / "checkpoints").glob("step*.ckpt")), weights_only=True)["state_dict"]

@@ -1,6 +1,8 @@
 """Tars of other programs are indexed and read, the webdataset package reads ours, unsafe tars are refused."""
 
 import io
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -111,6 +113,19 @@ def test_members_must_stand_together_and_once(tmp_path, names, message):
     path = pack(tmp_path / "x.tar", [(name, b"") for name in names])
     with pytest.raises(ShardError, match=message):
         index_tar(path)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its tar does not sort")
+def test_an_unsorted_tar_comes_with_the_line_that_sorts_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["b.jpg", "a.jpg", "a-b.jpg", "b.json", "sub/a.jpg", "a.json", "ab.jpg"]
+    path = pack(tmp_path / "my tar.tar", [(name, b"{}") for name in names])
+    with pytest.raises(ShardError) as caught:
+        index_tar(path)
+    subprocess.run(str(caught.value).partition("sort the tar: ")[2], shell=True, check=True)
+    index = read_index(index_tar(path))
+    assert [index.key(i) for i in range(len(index))] == ["a-b", "a", "ab", "b", "sub/a"]
+    assert [entry.extension for entry in index.entries(3)] == ["jpg", "json"]
 
 
 def test_cut_off_and_damaged_tars_are_not_indexed(tmp_path):

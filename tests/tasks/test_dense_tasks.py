@@ -9,6 +9,7 @@ import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
+from data_modules import SegmentationDataModule
 from data_modules.collate import collate, collate_training
 from s2kit.export import export_task
 from s2kit.inference.geometry import letterbox_matrix, unletterbox
@@ -16,6 +17,7 @@ from s2kit.models.heads import PointmapOutput
 from s2kit.report import print_metrics
 from s2kit.schemas import SchemaError, load_class_list
 from s2kit.tasks import AlbedoTask, MattingTask, NormalsTask, PointmapTask, SegmentationTask, Task, load_task
+from s2kit.tasks.pointmap import PointmapPrediction
 
 SIZE = (72, 48)
 TINY = {
@@ -35,6 +37,8 @@ HEADS = {
     PointmapTask: {**HEAD, "scale_channels": (8, 8, 8), "scale_hidden": (8,)},
 }
 DENSE = [SegmentationTask, PointmapTask, AlbedoTask, MattingTask]
+#: Of the loss, where there are not two.
+FORMS = {MattingTask: ("release",)}
 FOCAL = 60.0
 
 
@@ -143,9 +147,12 @@ def test_a_flip_test_makes_predictions_mirror_with_the_picture(kind):
         assert bool(equal) is flip_test
 
 
-@pytest.mark.parametrize("kind", DENSE)
-def test_all_invalid_batches_change_nothing(kind):
-    task = make(kind, lr=1e-2, weight_decay=0.0)
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [(kind, form) for kind in [*DENSE, NormalsTask] for form in FORMS.get(kind, ("release", "paper"))],
+)
+def test_all_invalid_batches_change_nothing(kind, form):
+    task = make(kind, lr=1e-2, weight_decay=0.0, loss=form)
     items = [item("a"), item("b")]
     for sample in items:
         sample["valid"][:] = False
@@ -156,10 +163,17 @@ def test_all_invalid_batches_change_nothing(kind):
     if kind is not MattingTask:  # alpha is known everywhere
         assert all(float(value.detach()) == 0 for value in part.values())
         before = [parameter.detach().clone() for parameter in task.parameters()]
-        train(task, items, 1)
+        logged = train(task, items, 1).callback_metrics
+        assert {float(value) for name, value in logged.items() if name.startswith("train/")} == {0.0}
+        assert {"train/loss", "train/gradient_norm"} < set(logged)
         assert all(torch.equal(one, other) for one, other in zip(before, task.parameters()))
     else:
         assert all(float(part[f"foreground_{term}"].detach()) == 0 for term in ("l1", "gradient", "laplacian"))
+        sum(value for name, value in part.items() if name.startswith("foreground")).backward()
+        assert all(parameter.grad is None or (parameter.grad == 0).all() for parameter in task.parameters())
+        assert task.decode_head.output.weight.grad is not None
+        logged = train(task, items, 1).callback_metrics
+        assert torch.isfinite(logged["train/gradient_norm"]) and logged["train/gradient_norm"] > 0
 
 
 @pytest.mark.parametrize("kind", DENSE)
@@ -190,11 +204,29 @@ def test_panels_and_drawings_are_pictures_of_the_sources_size(kind):
         prediction = task._predict_batch(batch)[0]
     panel = task.panel(prediction, 0, batch)
     drawn = task.draw(task.to_numpy(prediction), panel["input"])
+    panel.pop("classes", None)  # the legend, of its own size
     for title, picture in [*panel.items(), ("drawn", drawn)]:
         assert (picture.dtype, picture.shape) == (np.uint8, (40, 64, 3)), title
     batch["valid"] = [torch.zeros(1, 40, 64, dtype=torch.bool)]
     batch["labels"] = [torch.full((40, 64), 255)]
-    assert len(task.panel(prediction, 0, batch)) == len(panel)
+    assert len(set(task.panel(prediction, 0, batch)) - {"classes"}) == len(panel)
+
+
+def test_a_panel_of_points_shows_relief_at_a_wrong_distance():
+    task = make(PointmapTask)
+    sample = item("a", (40, 64))
+    batch = {**collate([sample]), "image": torch.zeros(1, 3, *SIZE, dtype=torch.uint8)}
+    points = torch.from_numpy(sample["pointmap"])
+    panels = [
+        list(task.panel(PointmapPrediction(factor * points, torch.tensor(1.0), torch.tensor(60.0)), 0, batch).items())
+        for factor in (1.0, 2.0)
+    ]
+    (_, truth), (title, depth) = panels[1][1:3]
+    assert title == "depth, times 0.50"
+    assert len(np.unique(depth.reshape(-1, 3), axis=0)) > 10
+    np.testing.assert_array_equal(depth, truth)
+    assert panels[0][3][0] == "error, mean 0.000 m"
+    assert panels[1][3][0] != panels[0][3][0]
 
 
 def letterboxed(values: np.ndarray, outside: float) -> torch.Tensor:
@@ -350,6 +382,17 @@ def test_labels_of_another_schema_are_an_error():
     batch["labels"][0, 5, 5] = 28
     with pytest.raises(ValueError, match=r"hold the value 28; the model has classes 0 to 27.* another schema"):
         task.compute_losses(torch.zeros(2, 28, *SIZE), batch)
+
+
+@pytest.mark.parametrize(("given", "fits"), [("sapiens2-29", True), ("sapiens1-28", False), ("lip-20", False)])
+def test_model_and_data_number_their_labels_alike(given, fits):
+    """LIP's 20 classes are all numbers that 29 classes have, too: no label would be out of range."""
+    task = make(SegmentationTask)
+    data = SegmentationDataModule(given, root="nowhere")
+    trainer = Trainer(fast_dev_run=True, accelerator="cpu", logger=False, enable_progress_bar=False)
+    message = "no folder" if fits else rf"model\.schema=29, but data\.schema={given}: give both the same"
+    with pytest.raises((SchemaError, FileNotFoundError), match=message):
+        trainer.validate(task, datamodule=data)
 
 
 def test_segmentation_scores_by_class(capsys):

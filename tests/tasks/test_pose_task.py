@@ -1,17 +1,24 @@
 """The pose task: places through crop and heatmap, the flip test, schemas, learning, panels, loading."""
 
+import io
 import json
+import re
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
 from data_modules.collate import collate, collate_training
+from s2kit.callbacks import StepProgress
 from s2kit.export import export_task
 from s2kit.pose import encode_heatmaps
+from s2kit.report import print_metrics
 from s2kit.schemas import SchemaError, load_keypoint_set
 from s2kit.tasks import PoseTask, load_task
 
@@ -111,6 +118,23 @@ def test_a_perfect_heatmap_has_no_loss_and_full_pck():
     assert losses["loss"] == losses["PCK"] == 0
 
 
+@pytest.mark.parametrize("form", ["release", "paper"])
+def test_a_batch_without_labels_changes_nothing(form):
+    task = PoseTask(**TINY, lr=1e-2, weight_decay=0.0, loss=form)
+    items = [item("a", seed=1), item("b", seed=2)]
+    for one in items:
+        one["visibility"][:] = 0
+        one["keypoints"][:] = 0
+    before = [parameter.detach().clone() for parameter in task.parameters()]
+    trainer = Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    trainer.fit(task, DataLoader(items, batch_size=2, collate_fn=collate_training))
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
+    assert set(logged.values()) == {0.0} and {"train/loss", "train/PCK", "train/gradient_norm"} < set(logged)
+    assert all(torch.equal(one, other) for one, other in zip(before, task.parameters()))
+
+
 def test_a_few_steps_fit_two_persons():
     torch.manual_seed(0)
     task = PoseTask(**TINY, lr=5e-3, sigma=2.0)
@@ -128,6 +152,33 @@ def test_a_few_steps_fit_two_persons():
     trainer.fit(task, DataLoader(items, batch_size=2, collate_fn=collate_training))
     assert before < 20
     assert pck() > 90
+
+
+def test_the_bar_shows_the_loss_and_the_monitored_metric(tmp_path):
+    """After a validation; everything else goes to the loggers alone, each part by a name of its own."""
+    items, scored = ([item(key, 133, seed, training) for seed, key in enumerate("ab")] for training in (True, False))
+    bar, screen = StepProgress(), io.StringIO()
+    bar._console = Console(file=screen, force_terminal=True, width=200)
+    task = PoseTask(**{**TINY, "schema": "coco-wholebody-133"})
+    trainer = Trainer(
+        max_steps=2,
+        val_check_interval=1,
+        num_sanity_val_steps=0,
+        accelerator="cpu",
+        logger=TensorBoardLogger(tmp_path, ""),
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[bar],
+    )
+    loaders = [DataLoader(items, batch_size=2, collate_fn=collate_training), DataLoader(scored, 2, collate_fn=collate)]
+    trainer.fit(task, *loaders)
+    shown = set(trainer.progress_bar_metrics)
+    assert shown == {"train/loss", task.monitor} == {"train/loss", "val/OKS"}
+    assert re.search(r"training.*2/2.*train/loss \d+\.\d+, val/OKS \d+\.\d+", screen.getvalue())
+    events = EventAccumulator(trainer.logger.log_dir).Reload()
+    names = set(events.Tags()["scalars"])
+    assert {"val/OKS", "val/AP", "val/AP_M", "val/PCK"} <= names
+    assert {f"val/{name}/{part}" for name in ("AP", "AR") for part in task.keypoint_set.groups} <= names
 
 
 def test_a_flip_test_makes_heatmaps_mirror_with_the_picture():
@@ -164,15 +215,38 @@ def test_wrong_schemas_are_named():
         PoseTask(**TINY, sigma=0)
 
 
+def test_parts_have_a_table_of_their_own(capsys):
+    task = PoseTask(**{**TINY, "schema": None})
+    batch = collate([item("a", points=308, training=False), item("b", points=308, seed=1, training=False)])
+    predictions = [torch.cat([points, torch.ones(308, 1)], dim=1) for points in batch["keypoints"]]
+    parts = list(task.keypoint_set.groups)
+    face = list(task.keypoint_set.groups["face"])
+    predictions[1][face, :2] += 1000
+    predictions[1][:, 2] = 0.9  # ranked last
+    task.update_metrics("test", predictions, batch)
+    values = {name: float(value) for name, value in task.compute_metrics("test").items()}
+    assert values["AP/body"] == 100 and values["AP/face"] == pytest.approx(100 * 51 / 101)
+    print_metrics(task, {f"test/{name}": value for name, value in values.items()})
+    first, second = capsys.readouterr().out.split("pose: test set, by part")
+    assert "mean pose in the box" in first and not any(part in first for part in parts)
+    rows = [line for line in second.splitlines() if line.startswith("│")]
+    assert [row.split()[1] for row in rows] == parts
+    cells = next(row for row in rows if "face" in row).split("│")[2:]
+    assert [float(cell) for cell in cells[:2]] == [round(values["AP/face"], 2), round(values["AR/face"], 2)]
+    assert float(cells[2]) == pytest.approx(values["baseline_AP/face"], abs=0.01)
+
+
 def test_an_exported_model_predicts_the_same(tmp_path):
     torch.manual_seed(0)
     task = PoseTask(**TINY).eval()
     picture = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
-    export_task(task, tmp_path)
+    export_task(task, tmp_path, {"test/AP": 12.5, "test/AP_L": float("nan")})
+    described = json.loads((tmp_path / "model.json").read_text(), parse_constant=pytest.fail)
+    assert described["metrics"] == {"test/AP": 12.5, "test/AP_L": None}
     again = load_task(None, tmp_path / "weights.safetensors")
     assert again.hparams.schema == "coco-17"
     before, after = task.predict(picture)[0], again.predict(picture)[0]
-    assert before.shape == (17, 3)
+    assert before.shape == (1, 17, 3)
     np.testing.assert_array_equal(before, after)
     drawn = again.draw(before, picture)
     assert drawn.shape == picture.shape and drawn.dtype == np.uint8

@@ -223,7 +223,7 @@ def test_undefined_half_covered_and_unnormalised_labels(sphere):
 
 def test_wrong_samples_are_named(sphere):
     transform, rng = NormalsTrainTransform(SIZE), np.random.default_rng(0)
-    with pytest.raises(KeyError, match="'sphere' has no 'normals'"):
+    with pytest.raises(SampleRejected, match="'sphere' rejected: it has no 'normals'; it has image"):
         transform({"key": "sphere", "image": sphere.sample()["image"]}, rng)
     with pytest.raises(ValueError, match=r"'sphere': 'normals' must be float32 \(160, 128, 3\)"):
         transform(sphere.sample() | {"normals": np.zeros((80, 64, 3), np.float32)}, rng)

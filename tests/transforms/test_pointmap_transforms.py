@@ -102,11 +102,11 @@ def test_evaluation_keeps_source_size(chart):
 
 def test_undefined_depth_and_near_points(chart):
     sample, rng = plane(chart), np.random.default_rng(0)
-    sample["depth"][60, 60], sample["depth"][61, 60], sample["depth"][62, 60] = np.nan, np.inf, 0
+    sample["depth"][60:64, 60] = np.nan, np.inf, 0, -2.5
     item = EvalTransform(SIZE, pointmap_labels)(sample)
-    assert not item["valid"][0, 60:63, 60].any() and np.isfinite(item["pointmap"]).all()
+    assert not item["valid"][0, 60:64, 60].any() and (item["pointmap"][:, 60:64, 60] == 0).all()
     item = PointmapTrainTransform(SIZE, **PLAIN)(sample, rng)
-    assert np.isfinite(item["pointmap"]).all()
+    assert np.isfinite(item["pointmap"]).all() and item["pointmap"][2].min() == 0
     # Canonical depth is z * 96 / fx with fx = 140 * 96 / 120: 0.85 z, here of one pixel at 4 cm.
     transform = PointmapTrainTransform(chart.size, **PLAIN)
     scale = chart.size[1] / 140
@@ -118,9 +118,13 @@ def test_undefined_depth_and_near_points(chart):
         else:
             transform(sample, rng)
     del sample["intrinsics"]
-    with pytest.raises(KeyError, match="'plane' has no 'intrinsics'"):
+    with pytest.raises(
+        SampleRejected, match="'plane' rejected: it has no 'intrinsics'; it has alpha, box, depth, image"
+    ):
         transform(sample, rng)
-    with pytest.raises(KeyError, match="no 'intrinsics' to make points with"):
+    with pytest.raises(
+        SampleRejected, match="'plane' rejected: it has 'depth', but no 'intrinsics' to make points with"
+    ):
         pointmap_labels(sample)
 
 

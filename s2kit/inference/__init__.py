@@ -1,0 +1,1 @@
+"""From pictures to results: reading, network passes, tiles, masks, drawing and files."""
