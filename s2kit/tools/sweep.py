@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 from s2kit.errors import UserError
@@ -114,30 +113,24 @@ def count_apart(words: list[str]) -> float:
 
 
 def step_flops(words: list[str]) -> float:
-    """Return the FLOPs of a training step of ``fit`` with these words: forward and backward, of the whole batch.
+    """Return the FLOPs of a training step of ``fit`` with these words, as ``plan`` counts them: forward and backward of
+    the whole batch, and of a pretraining the teacher, the decoder and all views.
 
     Raises:
         UserError: The words are no ``fit`` of a config.
     """
-    from s2kit.tools.plan import read_config
+    from s2kit.planning import pretraining_flops, task_flops
+    from s2kit.tools.plan import build_task, read_config
 
     if words[:1] != ["fit"]:
         raise UserError(f"equal: only fit has training steps that can be counted, not {' '.join(words[:1])}")
     config = read_config(words[1:])
-    module, _, name = config.model.class_path.rpartition(".")
-    task = getattr(import_module(module), name)(**{**config.model.init_args.as_dict(), "weights": None})
-    accumulate = config.trainer.accumulate_grad_batches or 1
-    return accumulate * config.data.init_args.batch_size * picture_flops(task)
-
-
-def picture_flops(task: Any) -> float:
-    """Return the FLOPs of one picture in a training step: of a pretraining the teacher, the decoder and all views."""
-    from s2kit.planning import task_flops
-    from s2kit.sweeps.counting import pretraining_flops
-
+    task = build_task(config.model)
     if hasattr(task, "decode_head"):
-        return sum(part.hardware for part in task_flops(task.backbone, task.decode_head, task.image_size))
-    return pretraining_flops(task)
+        picture = sum(part.hardware for part in task_flops(task.backbone, task.decode_head, task.image_size))
+    else:
+        picture = pretraining_flops(task).hardware
+    return (config.trainer.accumulate_grad_batches or 1) * config.data.init_args.batch_size * picture
 
 
 def report(sweep: Sweep, budget: Budget) -> int:

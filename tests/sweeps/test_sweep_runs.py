@@ -1,16 +1,18 @@
 """Running sweeps, and going on after every kind of interruption."""
 
+import json
 import re
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from s2kit.cli import main
 from s2kit.errors import UserError
-from s2kit.models.config import backbone_config
-from s2kit.planning import backbone_flops
+from s2kit.pretraining import Pretraining
 from s2kit.sweeps.config import read_sweep
 from s2kit.sweeps.processes import Processes, reason_of
 from s2kit.sweeps.runner import InUse, held
@@ -245,17 +247,33 @@ def wait_for(condition, seconds=120):
         time.sleep(0.05)
 
 
-def test_flops_of_a_pretrainings_step_have_all_views_and_the_teacher(experiments):
-    """What self-distillation adds, against the planner's formulas: the teacher's globals, the locals and the heads."""
-    words = ["fit", "--config", str(experiments / "pretrain.yaml"), "--data.batch_size=3"]
-    joint, alone = step_flops(words), step_flops([*words, "--model.contrast=0", "--model.koleo=0"])
-    fields = {"patch_size": 8, "embed_dim": 128, "num_heads": 2, "depth": 4, "mlp_dim": 384}
-    backbone = backbone_config("sapiens2_nano", (128, 96), **fields)
-    head = 2 * (128 * 256 + 256 * 256 + 256 * 64 + 64 * 1024)
-    added = 2 * backbone_flops(backbone).forward + 4 * backbone_flops(backbone, (64, 48)).hardware + (2 + 3 * 6) * head
-    assert joint - alone == pytest.approx(3 * added, rel=0.01)
-    # The student sees a quarter of its globals' patches; a decoder sees them all.
-    assert 2 * backbone_flops(backbone, (64, 48)).hardware < alone / 3 < 2 * backbone_flops(backbone).hardware
+def test_flops_of_a_step_are_those_of_a_real_one(experiments):
+    """A pretraining's step with all views and the teacher, and a task's, under torch's own counter."""
+    words = ["fit", "--config", str(experiments / "pretrain.yaml"), "--data.batch_size=2"]
+    small = {"patch_size": 8, "embed_dim": 32, "num_heads": 2, "depth": 2, "mlp_dim": 64}
+    options = {"image_size": (64, 48), "contrast": 0.4, "local_views": 3}
+    words += [f"--model.{name}={json.dumps(value)}" for name, value in {**options, "backbone": small}.items()]
+    words += ['--model.decoder={"dim": 32, "depth": 1, "num_heads": 2, "mlp_dim": 64}']
+    words += ['--model.head={"hidden_dim": 64, "bottleneck_dim": 16, "prototypes": 256}']
+    task = Pretraining(
+        arch="sapiens2_nano",
+        backbone=small,
+        decoder={"dim": 32, "depth": 1, "num_heads": 2, "mlp_dim": 64},
+        head={"hidden_dim": 64, "bottleneck_dim": 16, "prototypes": 256},
+        **options,
+    )
+    batch = {
+        "key": ["a", "b"],
+        "image": torch.zeros(2, 3, 64, 48, dtype=torch.uint8),
+        "size": torch.tensor([[64, 48]] * 2),
+        "seed": [0, 1],
+    }
+    with FlopCounterMode(display=False) as counter:
+        task.train().training_losses(task.draw_views(batch, training=True))["loss"].backward()
+    assert step_flops(words) == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert step_flops([*words, "--trainer.accumulate_grad_batches=3"]) == 3 * step_flops(words)
+    normals = ["fit", "--config", str(experiments / "normals.yaml")]
+    assert step_flops([*normals, "--data.batch_size=6"]) == 3 * step_flops([*normals, "--data.batch_size=2"])
     with pytest.raises(UserError, match="only fit has training steps that can be counted, not probe"):
         step_flops(["probe"])
 
