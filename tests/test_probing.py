@@ -200,6 +200,7 @@ def test_class_probes_on_pictures_of_both_sets(people):
     fields = {"arch": "sapiens2_nano", "image_size": (64, 48)}
     results = run_class_probes(FeatureCache(Pixels(blind=False)), fields, {"root": str(people)}, (None, None))
     # Every held-out picture is a training picture too, so its nearest neighbour is itself.
+    assert {name.split("/")[1] for name in results if name.count("/") == 2} == {"cls", "mean", "both"}
     given = [results[f"{name}/cls/knn5"] for name in ("action", "garment", "view")]
     assert results["cls/knn5"] == pytest.approx(np.mean(given))
     assert results["mean/linear"] >= results["majority"] > 0
@@ -233,7 +234,7 @@ def test_the_command_writes_what_it_found(people, tmp_path, experiments, capsys)
     assert set(first["probes"]) == set(first["seconds"]) == {"pose", "knn"}
     # No person is large in COCO's sense: there is no such number, and JSON has no NaN.
     assert first["probes"]["pose"]["AP_L"] is None
-    assert "cls/knn20, %" in capsys.readouterr().out
+    assert "both/knn20, %" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

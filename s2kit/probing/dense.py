@@ -65,7 +65,7 @@ class Training:
         seed: Of the head's weights and of the order.
     """
 
-    steps: int = 600
+    steps: int = 400
     batch_size: int = 16
     lr: float = 3e-3
     weight_decay: float = 0.05

@@ -16,7 +16,7 @@ class FeatureCache:
     code would have to know whose crops agree. Here a picture's pixels are its name: whoever brings the same input gets
     the same features, computed once, and no one can be given those of another input, whatever crops the probes choose.
 
-    Features are kept in half precision in memory, 2 bytes x D x h x w a picture: 49 kB for sapiens2_nano at 128 x 96,
+    Features are kept in half precision in memory, 2 bytes x D x h x w a picture: 49 kB for 128 channels on 16 x 12,
     9.4 MB for sapiens2_1b at 1024 x 768. For sets that do not fit, train a task with a frozen backbone instead
     (``--model.backbone.frozen_stages``): then the backbone runs in every step.
 

@@ -47,12 +47,14 @@ class Result:
         file: The JSON file that holds it.
         key: Names of the nested entries that lead to it.
         higher_is_better: Whether the largest ranks first.
+        ranked: Whether it counts in the mean rank.
     """
 
     name: str
     file: str
     key: tuple[str, ...]
     higher_is_better: bool
+    ranked: bool = True
 
 
 @dataclass(frozen=True)
@@ -204,8 +206,12 @@ class _Reader:
         return value
 
 
-def read_sweep(path: str | Path) -> Sweep:
-    """Read a sweep's YAML; docs/pretraining.md shows one.
+def read_sweep(path: str | Path, folder: str | None = None, flops: float | None = None) -> Sweep:
+    """Read a sweep's YAML; docs/pretraining.md says what is in it.
+
+    Args:
+        path: Of the YAML.
+        folder, flops: In place of what it says under ``folder`` and ``equal``, to try a sweep with less.
 
     Raises:
         UserError: It cannot be read, or an entry makes no sense; the text names file, key and value.
@@ -226,14 +232,14 @@ def read_sweep(path: str | Path) -> Sweep:
     sweep = Sweep(
         path=path,
         name=name,
-        folder=Path(top.take("folder", str, f"runs/sweeps/{name}")),
+        folder=Path(folder or top.take("folder", str, f"runs/sweeps/{name}")),
         grid=grid,
         values={key: _words(value) for key, value in top.take("values", dict, {}).items()},
         setup=[_step(key, value, f"{path}, setup, {key}", grid) for key, value in top.take("setup", dict, {}).items()],
         steps=[_step(key, value, f"{path}, steps, {key}", grid) for key, value in top.take("steps", dict).items()],
         results=[_result(key, value, f"{path}, results, {key}") for key, value in top.take("results", dict).items()],
         average=content.get("average"),
-        equal=_equal(content.get("equal"), f"{path}, equal"),
+        equal=_equal(content.get("equal"), f"{path}, equal", flops),
         curves=[_curve(key, value, f"{path}, curves, {key}") for key, value in top.take("curves", dict, {}).items()],
     )
     _check(sweep)
@@ -297,16 +303,18 @@ def _step(name: str, content: Any, where: str, grid: Mapping[str, Any]) -> Step:
 
 
 def _result(name: str, content: Any, where: str) -> Result:
-    reader = _Reader(content, where, ("file", "key", "best"))
+    reader = _Reader(content, where, ("file", "key", "best", "rank"))
     best = reader.take("best", str)
     if best not in ("min", "max"):
         raise UserError(f"{where}, best: must be min or max, got {best!r}")
     key = tuple(str(part) for part in reader.take("key", list))
-    return Result(str(name), reader.take("file", str), key, best == "max")
+    return Result(str(name), reader.take("file", str), key, best == "max", content.get("rank", True) is not False)
 
 
-def _equal(content: Any, where: str) -> tuple[str, float] | None:
+def _equal(content: Any, where: str, instead: float | None) -> tuple[str, float] | None:
     if content is None:
+        if instead is not None:
+            raise UserError(f"{where}: there is none, so there are no FLOPs to set")
         return None
     reader = _Reader(content, where, ("step", "flops"))
     try:
@@ -315,7 +323,7 @@ def _equal(content: Any, where: str) -> tuple[str, float] | None:
         flops = 0.0
     if not flops > 0:
         raise UserError(f"{where}, flops: must be a number above 0, got {content.get('flops')!r}")
-    return reader.take("step", str), flops
+    return reader.take("step", str), instead or flops
 
 
 def _curve(title: str, content: Any, where: str) -> Curve:

@@ -27,6 +27,7 @@ class Processes:
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads
         self._running: set[subprocess.Popen] = set()
+        self._stopped = False
 
     def run(self, words: list[str], log: Path, lock: IO[str] | None) -> int:
         """Run a command, add what it prints to ``log``, and return its exit code; it holds ``lock`` while it lives."""
@@ -44,15 +45,21 @@ class Processes:
                 process_group=0,
             )
         self._running.add(process)
+        if self._stopped:  # meanwhile
+            process.terminate()
         try:
             return process.wait()
         finally:
             self._running.discard(process)
 
     def stop(self) -> None:
-        """Ask all running commands to stop, as Ctrl-C would."""
+        """Ask all running commands to stop, and those that begin after this.
+
+        By SIGTERM: what a shell's script starts in the background ignores Ctrl-C's SIGINT, and so do its children.
+        """
+        self._stopped = True
         for process in list(self._running):
-            process.send_signal(signal.SIGINT)
+            process.terminate()
 
 
 def reason_of(log: Path, code: int) -> str:

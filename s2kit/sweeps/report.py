@@ -57,7 +57,7 @@ def ranks(numbers: dict[str, float], higher_is_better: bool) -> dict[str, float]
 
 
 def mean_ranks(sweep: Sweep) -> dict[str, dict[str, float]]:
-    """Return the rank of each row averaged over the results: row -> value of the averaged axis -> mean rank.
+    """Return the rank of each row averaged over the ranked results: row -> value of the averaged axis -> mean rank.
 
     Only values of the averaged axis for which every row is finished count: ranks among fewer say something else.
     """
@@ -68,6 +68,7 @@ def mean_ranks(sweep: Sweep) -> dict[str, dict[str, float]]:
         by_result = [
             ranks({row: values[row][key][result.name] for row in values}, result.higher_is_better)
             for result in sweep.results
+            if result.ranked
         ]
         for row in values:
             found[row][key] = statistics.fmean(part[row] for part in by_result)

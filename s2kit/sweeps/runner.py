@@ -17,6 +17,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +63,6 @@ class Runner:
     retry: bool = False
     say: Callable[[str], None] = print
     _stop: threading.Event = field(default_factory=threading.Event)
-    _errors: list[BaseException] = field(default_factory=list)
 
     def run(self, limit: int | None = None, jobs: int = 1) -> None:
         """Run up to ``limit`` trials, ``jobs`` at a time, that are neither finished nor another process's.
@@ -73,37 +73,33 @@ class Runner:
         """
         self.prepare()
         left = threading.Semaphore(len(self.sweep.trials()) if limit is None else limit)
-        workers = [threading.Thread(target=self._work, args=(left,)) for _ in range(jobs)]
-        for worker in workers:
-            worker.start()
-        try:
-            while any(worker.is_alive() for worker in workers):
-                for worker in workers:
-                    worker.join(0.2)
-        except BaseException:
-            self._stop.set()
-            self.processes.stop()
-            for worker in workers:
-                worker.join()
-            raise
-        if self._errors:
-            raise self._errors[0]
-        if self._stop.is_set():
+        with ThreadPoolExecutor(jobs) as pool:
+            workers = [pool.submit(self._work, left) for _ in range(jobs)]
+            try:
+                wait(workers, return_when=FIRST_EXCEPTION)
+            except BaseException:
+                self.processes.stop()
+                raise
+            finally:
+                # The pool's end waits for the trials that are under way.
+                self._stop.set()
+        interrupted = [worker.result() for worker in workers]
+        if any(interrupted):
             raise KeyboardInterrupt
 
-    def _work(self, left: threading.Semaphore) -> None:
+    def _work(self, left: threading.Semaphore) -> bool:
+        """Run trials until there are none left; tell whether a step was stopped from outside."""
+        study = Study(self.sweep)
         try:
-            study = Study(self.sweep)
             for trial in self.sweep.trials():
                 if self._stop.is_set() or not left.acquire(blocking=False):
-                    return
+                    break
                 if not self._try(trial, study):
                     left.release()
         except Interrupted:
             self._stop.set()
-        except BaseException as error:
-            self._errors.append(error)
-            self._stop.set()
+            return True
+        return False
 
     # ------------------------------------------------------------------------------------------------ set-up
 

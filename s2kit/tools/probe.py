@@ -197,7 +197,7 @@ def print_results(about: dict[str, Any], results: dict[str, Any]) -> None:
     for name, values in results["probes"].items():
         seconds = f"{results['seconds'][name]:.0f}"
         if name == CLASSES:
-            for metric in ("cls/knn20", "mean/knn20", "cls/linear", "mean/linear"):
+            for metric in ("cls/knn20", "mean/knn20", "both/knn20", "both/linear"):
                 table.add_row(name, f"{metric}, %", show(values[metric]), show(values["majority"]), seconds)
                 name = seconds = ""
             continue

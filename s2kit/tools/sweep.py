@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 from s2kit.errors import UserError
@@ -16,7 +18,7 @@ from s2kit.sweeps.compute import Budget
 from s2kit.sweeps.config import Sweep, read_sweep
 from s2kit.sweeps.processes import Processes
 from s2kit.sweeps.state import State
-from s2kit.tools.arguments import OneLineParser, whole
+from s2kit.tools.arguments import OneLineParser, real, whole
 
 _DESCRIPTION = """\
 Run every point of a grid, each a few commands of s2kit, and tabulate the results. The config says which: see
@@ -28,6 +30,8 @@ experiments/sweeps/objective.yaml and docs/pretraining.md.
 Stop it at any time (Ctrl-C, or a crash) and give the same command again: a finished trial is not run again, one that
 was interrupted goes on where it was. Several processes may be at the same sweep at once. A trial that fails is recorded
 with the reason, and the others go on.
+
+  python -m s2kit sweep --flops-of fit --config ...    print the FLOPs of a training step of a command
 """
 
 
@@ -39,9 +43,12 @@ def main(args: list[str]) -> int:
         KeyboardInterrupt: The sweep was stopped; its steps have stopped, too.
         SystemExit: Of the parser, code 2, for wrong usage.
     """
+    if args[:1] == ["--flops-of"]:
+        print(step_flops(args[1:]))
+        return 0
     options = _parser().parse_args(args)
-    sweep = read_sweep(options.config)
-    budget = Budget(sweep, step_flops)
+    sweep = read_sweep(options.config, options.folder, options.flops)
+    budget = Budget(sweep, count_apart)
     if not options.show:
         from s2kit.sweeps.runner import Runner
 
@@ -68,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, metavar="FILE", help="the sweep")
     parser.add_argument("--show", action="store_true", help="run nothing; say what is done and write the tables")
     parser.add_argument("--trials", type=whole(1), metavar="N", help="run at most so many trials now (default: all)")
+    parser.add_argument("--folder", metavar="DIR", help="in place of the config's folder")
+    parser.add_argument("--flops", type=real(1), metavar="X", help="in place of the config's equal compute")
     parser.add_argument("--jobs", type=whole(1), default=1, metavar="N", help="trials at a time (default: 1)")
     parser.add_argument(
         "--threads", type=whole(1), metavar="N", help="of each command (default: OMP_NUM_THREADS, or the cores / jobs)"
@@ -93,31 +102,35 @@ def stopping_at_termination() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def count_apart(words: list[str]) -> float:
+    """Return ``step_flops``, counted in a process of its own: a sweep itself never loads torch."""
+    command = [sys.executable, "-m", "s2kit", "sweep", "--flops-of", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise UserError(f"counting the FLOPs of {shlex.join(words)}: {lines[-1].removeprefix('s2kit: error: ')}")
+    return float(done.stdout.split()[-1])
+
+
 def step_flops(words: list[str]) -> float:
-    """Return the FLOPs of a training step of ``fit`` with these words: forward and backward, of the whole batch.
+    """Return the FLOPs of a training step of ``fit`` with these words, as ``plan`` counts them: forward and backward of
+    the whole batch, and of a pretraining the teacher, the decoder and all views.
 
     Raises:
         UserError: The words are no ``fit`` of a config.
     """
-    from s2kit.tools.plan import read_config
+    from s2kit.planning import pretraining_flops, task_flops
+    from s2kit.tools.plan import build_task, read_config
 
     if words[:1] != ["fit"]:
         raise UserError(f"equal: only fit has training steps that can be counted, not {' '.join(words[:1])}")
     config = read_config(words[1:])
-    module, _, name = config.model.class_path.rpartition(".")
-    task = getattr(import_module(module), name)(**{**config.model.init_args.as_dict(), "weights": None})
-    accumulate = config.trainer.accumulate_grad_batches or 1
-    return accumulate * config.data.init_args.batch_size * picture_flops(task)
-
-
-def picture_flops(task: Any) -> float:
-    """Return the FLOPs of one picture in a training step: of a pretraining the teacher, the decoder and all views."""
-    from s2kit.planning import task_flops
-    from s2kit.sweeps.counting import pretraining_flops
-
+    task = build_task(config.model)
     if hasattr(task, "decode_head"):
-        return sum(part.hardware for part in task_flops(task.backbone, task.decode_head, task.image_size))
-    return pretraining_flops(task)
+        picture = sum(part.hardware for part in task_flops(task.backbone, task.decode_head, task.image_size))
+    else:
+        picture = pretraining_flops(task).hardware
+    return (config.trainer.accumulate_grad_batches or 1) * config.data.init_args.batch_size * picture
 
 
 def report(sweep: Sweep, budget: Budget) -> int:
