@@ -48,6 +48,11 @@ class TimmConfig:
     compile: bool = False
     frozen_stages: int = 0
 
+    @property
+    def stride(self) -> int:
+        """Pixels of the image along the side of a token."""
+        return STRIDE
+
 
 class TimmBackbone(nn.Module):
     """A vision transformer of timm that gives what `Sapiens2` gives: class token, registers, a feature map at 1/16.
