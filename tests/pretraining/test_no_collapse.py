@@ -10,7 +10,7 @@ from s2kit.cli import main
 FROM_STEP, LIMITS = 100, {"mean_entropy": 0.5, "effective_rank": 8.0, "feature_deviation": 0.3}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_shipped_config_does_not_collapse_in_500_steps(experiments, tmp_path):
     words = [
         "fit",
