@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +71,9 @@ class ResultWriter:
         self.failed: list[tuple[str, str]] = []
         self._threads = max(1, min(8, os.cpu_count() or 1))
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="s2kit-write")
-        self._pending: deque[tuple[Result, Future[dict[str, np.ndarray]], int]] = deque()
+        self._pending: deque[tuple[Result, Future[tuple[dict[str, np.ndarray], set[str]]], int]] = deque()
         self._videos: dict[str, VideoWriter] = {}
+        self._video_files: set[str] = set()
         self._video_failed = False
 
     def __enter__(self) -> ResultWriter:
@@ -104,27 +105,33 @@ class ResultWriter:
 
     def _settle(self) -> None:
         result, future, _ = self._pending.popleft()
-        drawn = future.result()
+        drawn, files = future.result()
         picture = result.picture
         if picture.error is not None:
             self.failed.append((picture.source, picture.error))
         if picture.frame is not None:
+            # Of the files of frames, of which there may be thousands, the folders are noted.
+            self._video_files.update(os.path.dirname(file) for file in files)
             self._add_frame(picture.frame, drawn, picture.error)
         elif picture.error is None:
-            self._note(picture.name)
+            self._note(picture.name, files)
 
-    def _note(self, name: str) -> None:
+    def _note(self, name: str, files: set[str]) -> None:
         source = self.sources[name]
-        self.folder.note(source.where, name, source.stamp())
+        self.folder.note(source.where, name, source.stamp(), files)
         self.written += 1
 
     # ---------------------------------------------------------------------------------------------------- one picture
 
-    def _write(self, result: Result) -> dict[str, np.ndarray]:
-        """Write the files of a result; return the drawings of a video's frame, by relative path without suffix."""
+    def _write(self, result: Result) -> tuple[dict[str, np.ndarray], set[str]]:
+        """Write the files of a result.
+
+        Returns:
+            The drawings of a video's frame, by relative path without suffix, and the relative paths of the files.
+        """
         picture = result.picture
         if picture.error is not None:
-            return {}
+            return {}, set()
         drawings = self._draw(result)
         with self.folder.stage() as stage:
             for name, task in self.tasks.items():
@@ -135,8 +142,9 @@ class ResultWriter:
             if picture.frame is None:
                 for place, drawing in drawings.items():
                     write_image(stage / f"{place}.png", drawing)
+            files = {file.relative_to(stage).as_posix() for file in stage.rglob("*") if file.is_file()}
         picture.image, result.predictions, result.mask = None, {}, None
-        return drawings if picture.frame is not None else {}
+        return drawings if picture.frame is not None else {}, files
 
     def _draw(self, result: Result) -> dict[str, np.ndarray]:
         picture, mask = result.picture, result.mask
@@ -167,18 +175,19 @@ class ResultWriter:
             self._videos[place].write(drawing, frame.seconds)
         if not frame.last:
             return
-        for writer in self._videos.values():
+        for place, writer in self._videos.items():
             writer.close()
-        self._videos.clear()
+            self._video_files.add(f"{place}.mp4")
         if not self._video_failed:
-            self._note(frame.video)
-        self._video_failed = False
+            self._note(frame.video, self._video_files)
+        self._videos.clear()
+        self._video_files, self._video_failed = set(), False
 
 
-def raw_files(folder: Path, sources: Sequence[Source], suffix: str) -> Iterator[Path]:
-    """Yield the raw files of one task that are there, in the order of the sources; of a video's frames in theirs."""
-    for source in sources:
-        if source.is_video:
-            yield from sorted((folder / source.name).glob(f"*{suffix}"))
-        elif (folder / f"{source.name}{suffix}").is_file():
-            yield folder / f"{source.name}{suffix}"
+def raw_files(folder: Path, names: Iterable[str], suffix: str) -> Iterator[Path]:
+    """Yield the raw files of one task that are there, in the order of the names; of a video's frames in theirs."""
+    for name in names:
+        if (folder / f"{name}{suffix}").is_file():
+            yield folder / f"{name}{suffix}"
+        else:
+            yield from sorted((folder / name).glob(f"*{suffix}"))

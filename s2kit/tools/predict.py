@@ -133,7 +133,7 @@ def _predict(options: argparse.Namespace) -> int:
     # Said by torch of every norm in mixed precision; there is nothing to be done about it.
     warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
     from data_modules.progress import ProgressBar
-    from s2kit.inference.inputs import find_sources, read_sources
+    from s2kit.inference.inputs import find_sources, name_in_folder, read_sources
     from s2kit.inference.output_folder import OutputFolder
     from s2kit.inference.results import COCO, ENDINGS, ResultOptions, ResultWriter
 
@@ -144,6 +144,7 @@ def _predict(options: argparse.Namespace) -> int:
     results = ResultOptions(options.raw, tuple(draw for draw in options.draw if draw != "none"), sheet)
     folder = OutputFolder(options.out, _deciding(options, sheet), options.part, options.restart)
     with closing(folder):
+        sources = name_in_folder(sources, folder, taken=[COCO], endings=ENDINGS)
         mine = sources[options.part[0] - 1 :: options.part[1]]
         left = [source for source in mine if not folder.is_done(source.where, source.name, source.stamp())]
         begin = time.monotonic()
@@ -233,15 +234,16 @@ def _deciding(options: argparse.Namespace, sheet: bool) -> dict[str, Any]:
 
 
 def _write_coco(predictor: Predictor, results: ResultOptions, folder: OutputFolder, sources: list[Source]) -> None:
-    """Write all poses that the folder holds in one file, in the form of COCO's keypoint results."""
+    """Write all poses that the folder holds, also of other inputs, in one file as COCO's keypoint results."""
     from s2kit.inference.people import BoxFile
     from s2kit.inference.results import COCO, raw_files
     from s2kit.pose.coco_results import image_number, read_pose, write_coco_results
 
+    names = dict.fromkeys([*(source.name for source in sources), *folder.names()])
     for name, task in predictor.tasks.items():
         if task.takes_boxes and results.raw is not False:
             number = predictor.boxes.image_number if isinstance(predictor.boxes, BoxFile) else image_number
-            poses = (read_pose(file)[0] for file in raw_files(folder.path / name, sources, ".json"))
+            poses = (read_pose(file)[0] for file in raw_files(folder.path / name, names, ".json"))
             write_coco_results(folder.path / name / f"{COCO}.json", poses, task.hparams.schema, number=number)
 
 

@@ -304,3 +304,38 @@ def test_the_help_says_both(capsys):
     assert main(["predict", "--help"]) == 0
     text = capsys.readouterr().out
     assert "--weights" in text and "With --config this command is LightningCLI's" in text
+
+
+def test_other_inputs_of_the_same_names_leave_the_first_ones_alone(models, tmp_path, capsys, monkeypatch):
+    for number, folder in enumerate("AB"):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "a.png"), np.full((40, 30 + number, 3), 90, np.uint8))
+    out = tmp_path / "out"
+    weights = ["--weights", models["pose"], models["normals"], "--out", str(out)]
+    widths = {"a": 30, "a_2": 31}
+    for folder, done in (("A", "1 of 1"), ("B", "1 of 1"), ("A", "0 of 0"), ("B", "0 of 0")):
+        assert main(["predict", str(tmp_path / folder), *weights]) == 0
+        assert f"{done} written" in capsys.readouterr().out
+    found = {path.stem: np.load(path).shape[1] for path in (out / "normals").glob("*.npy")}
+    assert found == widths
+    # All that is done here is in one file of poses.
+    entries = json.loads((out / "pose" / "predictions.json").read_text())
+    assert sorted(entry["file_name"] for entry in entries) == [f"{tmp_path}/{folder}/a.png" for folder in "AB"]
+    # One source however it is given, and under the name it had, whatever is beside it.
+    monkeypatch.chdir(tmp_path / "B")
+    assert main(["predict", "a.png", *weights]) == 0
+    assert "0 of 0 written" in capsys.readouterr().out
+    cv2.imwrite(str(tmp_path / "A" / "a.jpg"), np.zeros((40, 32, 3), np.uint8))
+    assert main(["predict", str(tmp_path / "A"), *weights]) == 0
+    assert "1 of 1 written" in capsys.readouterr().out
+    assert {path.stem: np.load(path).shape[1] for path in (out / "normals").glob("*.npy")} == {**widths, "a_jpg": 32}
+
+
+def test_what_is_missing_is_done_again(models, pictures, tmp_path, capsys):
+    args = ["predict", str(pictures), "--weights", models["albedo"], "--out", str(tmp_path / "out")]
+    assert main(args) == 0
+    (tmp_path / "out" / "albedo" / "tall.npy").unlink()
+    capsys.readouterr()
+    assert main(args) == 0
+    assert "1 of 1 written" in capsys.readouterr().out
+    assert (tmp_path / "out" / "albedo" / "tall.npy").is_file()
