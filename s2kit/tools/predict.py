@@ -40,7 +40,10 @@ With --config this command is LightningCLI's instead: predict --config FILE --mo
 #: Pictures that are listed by name at the end.
 _LISTED = 50
 #: What a folder's results depend on, as options of the command.
-_DECIDING = ("flip", "scales", "tile", "precision", "masks", "boxes", "min_score", "nms", "draw", "raw", "sheet")
+_DECIDING = (
+    *("flip", "scales", "tile", "precision", "masks", "boxes", "min_score", "nms", "draw", "keypoint_score"),
+    *("raw", "sheet"),
+)
 
 
 def main(args: list[str]) -> int:
@@ -99,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     add = group.add_argument
     drawn = "overlay: NAME.png; panel: NAME_panel.png, beside the input; none (default: overlay)"
     add("--draw", nargs="+", choices=("overlay", "panel", "none"), default=["overlay"], help=drawn)
+    shown = "least score of a keypoint that is drawn; files hold all of them (default: 0.3)"
+    add("--keypoint-score", type=real(0, 1), default=0.3, metavar="X", help=shown)
     raw = "arrays, labels, keypoints (default: of pictures; of videos the poses alone)"
     add("--raw", action=argparse.BooleanOptionalAction, default=None, help=raw)
     sheets = "all tasks on one sheet a picture (default: with several tasks)"
@@ -190,6 +195,8 @@ def _predictor(options: argparse.Namespace) -> Predictor:
     if any(task.takes_boxes for task in tasks):
         detector = {"weights": options.detector_weights, "device": device}
         boxes = open_boxes(options.boxes or "whole", **detector, min_score=options.min_score, nms=options.nms)
+        for task in (task for task in tasks if task.takes_boxes):
+            task.drawn_score = options.keypoint_score
     elif options.boxes:
         raise UserError(f"--boxes {options.boxes}: boxes are for poses, and none of the models is one for pose")
     return Predictor(tasks, run, boxes, masks, mask_task)

@@ -331,6 +331,25 @@ def test_other_inputs_of_the_same_names_leave_the_first_ones_alone(models, tmp_p
     assert {path.stem: np.load(path).shape[1] for path in (out / "normals").glob("*.npy")} == {**widths, "a_jpg": 32}
 
 
+def test_sure_keypoints_are_drawn_and_counted(models, pictures, tmp_path):
+    task = s2kit.load_task("pose", models["pose"])
+    picture = np.zeros((40, 60, 3), np.uint8)
+    points = np.stack([np.full((17, 2), 20.0), np.full((17, 2), 30.0)])
+    points = np.concatenate([points, np.zeros((2, 17, 1))], axis=2)
+    points[0, :5, 2], points[1, 3, 2], points[1, 4] = 0.5, 0.2, np.nan
+    assert list(task.views(points, picture)) == ["pose, 2 people, 5 of 34 points above 0.3"]
+    assert list(task.views(points[:0], picture)) == ["pose, 0 people"]
+    task.drawn_score = 0.15
+    ((title, drawn),) = task.views(points[1:], picture).items()
+    assert title == "pose, 1 of 17 points above 0.15" and drawn[28:32, 28:32].any()
+    args = ["predict", str(pictures / "wide.png"), "--weights", models["pose"], "--out"]
+    for score in ("0", "1"):
+        assert main([*args, str(tmp_path / score), "--keypoint-score", score]) == 0
+    seen = {score: cv2.imread(str(tmp_path / score / "pose" / "wide.png")) for score in "01"}
+    picture = cv2.imread(str(pictures / "wide.png"))
+    assert (seen["0"] != picture).any() and (seen["1"] == picture).all()
+
+
 def test_what_is_missing_is_done_again(models, pictures, tmp_path, capsys):
     args = ["predict", str(pictures), "--weights", models["albedo"], "--out", str(tmp_path / "out")]
     assert main(args) == 0
