@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from s2kit.inference import dense_drawing
 from s2kit.inference.drawing import write_image
 from s2kit.inference.output_folder import OutputFolder
 from s2kit.inference.predictor import Frame, Result
@@ -157,9 +158,12 @@ class ResultWriter:
                 drawn = task.draw(prediction, picture.image, result)
                 drawings[f"{task_name}/{name}"] = over_picture(drawn, picture.image, mask if task.takes_mask else None)
             if "panel" in self.options.draw or self.options.sheet:
-                views.append(task.views(prediction, picture.image, result))
+                shown = task.views(prediction, picture.image, result)
+                relit = _relit(result) if task_name == "albedo" else {}
+                # On a sheet the first view of each is sure to have a cell.
+                views += [shown, relit] if relit else [shown]
             if "panel" in self.options.draw:
-                drawings[f"{task_name}/{name}_panel"] = panel(picture.image, views[-1])
+                drawings[f"{task_name}/{name}_panel"] = panel(picture.image, {**shown, **relit})
         if self.options.sheet:
             drawings[f"{SHEETS}/{name}"] = sheet(picture.image, views)
         return drawings
@@ -182,6 +186,15 @@ class ResultWriter:
             self._note(frame.video, self._video_files)
         self._videos.clear()
         self._video_files, self._video_failed = set(), False
+
+
+def _relit(result: Result) -> dict[str, np.ndarray]:
+    """Draw albedo and normals together under other light, by title; nothing unless both were predicted."""
+    if not {"albedo", "normals"} <= result.predictions.keys():
+        return {}
+    albedo, normals = result.predictions["albedo"], result.predictions["normals"]
+    drawn = dense_drawing.draw_relit(albedo, normals, normals.any(axis=-1))
+    return {f"re{title}": picture for title, picture in drawn.items()}
 
 
 def raw_files(folder: Path, names: Iterable[str], suffix: str) -> Iterator[Path]:
