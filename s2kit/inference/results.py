@@ -75,7 +75,7 @@ class ResultWriter:
         self._pending: deque[tuple[Result, Future[tuple[dict[str, np.ndarray], set[str]]], int]] = deque()
         self._videos: dict[str, VideoWriter] = {}
         self._video_files: set[str] = set()
-        self._video_failed = False
+        self._frame_errors: list[tuple[str, str]] = []
 
     def __enter__(self) -> ResultWriter:
         return self
@@ -109,11 +109,12 @@ class ResultWriter:
         drawn, files = future.result()
         picture = result.picture
         if picture.error is not None:
-            self.failed.append((picture.source, picture.error))
+            failed = self.failed if picture.frame is None else self._frame_errors
+            failed.append((picture.source, picture.error))
         if picture.frame is not None:
             # Of the files of frames, of which there may be thousands, the folders are noted.
             self._video_files.update(os.path.dirname(file) for file in files)
-            self._add_frame(picture.frame, drawn, picture.error)
+            self._add_frame(picture.frame, drawn)
         elif picture.error is None:
             self._note(picture.name, files)
 
@@ -170,8 +171,7 @@ class ResultWriter:
 
     # --------------------------------------------------------------------------------------------------------- videos
 
-    def _add_frame(self, frame: Frame, drawings: dict[str, np.ndarray], error: str | None) -> None:
-        self._video_failed |= error is not None
+    def _add_frame(self, frame: Frame, drawings: dict[str, np.ndarray]) -> None:
         for place, drawing in drawings.items():
             if place not in self._videos:
                 path = self.folder.path / f"{place}.mp4"
@@ -182,10 +182,18 @@ class ResultWriter:
         for place, writer in self._videos.items():
             writer.close()
             self._video_files.add(f"{place}.mp4")
-        if not self._video_failed:
+        if not self._frame_errors:
             self._note(frame.video, self._video_files)
+        elif len(self._frame_errors) == 1:
+            self.failed += self._frame_errors
+        else:
+            # One line a video, which may have thousands of frames; the last error is that of the file, if it has one.
+            where, reason = self.sources[frame.video].where, self._frame_errors[0][1]
+            self.failed.append((where, f"{len(self._frame_errors)} errors in its frames, the first: {reason}"))
+            if self._frame_errors[-1][0] == where:
+                self.failed.append(self._frame_errors[-1])
         self._videos.clear()
-        self._video_files, self._video_failed = set(), False
+        self._video_files, self._frame_errors = set(), []
 
 
 def _relit(result: Result) -> dict[str, np.ndarray]:

@@ -40,10 +40,7 @@ With --config this command is LightningCLI's instead: predict --config FILE --mo
 #: Pictures that are listed by name at the end.
 _LISTED = 50
 #: What a folder's results depend on, as options of the command.
-_DECIDING = (
-    *("flip", "scales", "tile", "precision", "masks", "boxes", "min_score", "nms", "draw", "keypoint_score"),
-    *("raw", "sheet"),
-)
+_DECIDING = ("flip", "scales", "tile", "precision", "min_score", "nms", "draw", "keypoint_score", "raw")
 
 
 def main(args: list[str]) -> int:
@@ -61,7 +58,11 @@ def main(args: list[str]) -> int:
         parser.error("--masks and --mask-weights exclude each other: the masks are given, or made")
     if options.detector_weights and options.boxes not in (None, "detect"):
         parser.error(f"--detector-weights goes with --boxes detect, not with --boxes {options.boxes}")
-    return _predict(options)
+    try:
+        return _predict(options)
+    except KeyboardInterrupt:
+        print(f"to go on: the same command; what is done lies in {options.out}", file=sys.stderr)
+        raise
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -191,6 +192,8 @@ def _predictor(options: argparse.Namespace) -> Predictor:
             raise UserError(f"--mask-weights {options.mask_weights}: a model for {mask_task.name}, not segmentation")
     if (masks or mask_task) and not any(task.takes_mask for task in tasks):
         raise UserError("masks are for normals, pointmap and albedo, and none of the models is one of these")
+    if options.tile and not any(task.takes_tiles for task in tasks):
+        print("s2kit: --tile: poses need no tiles, each person is cut out at full resolution", file=sys.stderr)
     boxes = None
     if any(task.takes_boxes for task in tasks):
         detector = {"weights": options.detector_weights, "device": device}
@@ -226,18 +229,21 @@ def _load(weights: str, device: torch.device) -> Task:
 
 def _deciding(options: argparse.Namespace, sheet: bool) -> dict[str, Any]:
     """Return the options that decide what a folder's results are."""
-    stamps = {}
-    for given in (*options.weights, options.mask_weights, options.detector_weights, options.boxes):
+    paths = {name: getattr(options, name) for name in ("mask_weights", "detector_weights", "boxes", "masks")}
+    paths = {name: given and _absolute(given) for name, given in paths.items()}
+    weights, stamps = [_absolute(given) for given in options.weights], {}
+    for given in (*weights, paths["mask_weights"], paths["detector_weights"], paths["boxes"]):
         path = Path(given or "")
-        # What is no path is an address, or the name of a detector or of a source of boxes.
         if given and path.exists():
             files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
             stamps[given] = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    return {"weights": options.weights, **{name: getattr(options, name) for name in _DECIDING}, "sheet": sheet} | {
-        "mask_weights": options.mask_weights,
-        "detector_weights": options.detector_weights,
-        "files": stamps,
-    }
+    own = {name: getattr(options, name) for name in _DECIDING}
+    return {"weights": weights, **own, "sheet": sheet, **paths, "files": stamps}
+
+
+def _absolute(given: str) -> str:
+    """Return a path so that it is the same however it is given; an address, or the name of a detector, as it is."""
+    return str(Path(given).resolve()) if Path(given).exists() else given
 
 
 def _write_coco(predictor: Predictor, results: ResultOptions, folder: OutputFolder, sources: list[Source]) -> None:

@@ -194,6 +194,30 @@ def test_a_video_becomes_videos_and_a_file_of_poses_a_frame(models, pictures, tm
     assert len({entry["image_id"] for entry in entries}) == 6
 
 
+def test_a_video_without_masks_is_named_once(models, tmp_path, capsys):
+    with VideoWriter(tmp_path / "clip.mp4", 10, (48, 64)) as writer:
+        for number in range(5):
+            writer.write(np.full((48, 64, 3), 40 * number, np.uint8))
+    (tmp_path / "masks" / "clip").mkdir(parents=True)
+    for number in (1, 3):
+        cv2.imwrite(str(tmp_path / "masks" / "clip" / f"{number:06d}.png"), np.full((48, 64), 255, np.uint8))
+    args = ["predict", str(tmp_path / "clip.mp4"), "--weights", models["albedo"], "--out", str(tmp_path / "out")]
+    assert main([*args, "--masks", str(tmp_path / "masks")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    expected = f"clip.mp4: 3 errors in its frames, the first: it has no mask in {tmp_path / 'masks'}, such as clip/0000"
+    assert [line for line in lines if "mask" in line] == [f"s2kit: {tmp_path}/{expected}00.png"]
+    assert lines[-1] == "s2kit: error: 1 could not be read or predicted"
+
+
+def test_files_are_the_same_by_another_path(models, pictures, tmp_path, capsys, monkeypatch):
+    args = ["predict", str(pictures), "--out", str(tmp_path / "out"), "--weights"]
+    assert main([*args, models["pose"], "--tile"]) == 0
+    assert "--tile: poses need no tiles" in capsys.readouterr().err
+    monkeypatch.chdir(Path(models["pose"]).parent)
+    assert main([*args, "pose", "--tile"]) == 0
+    assert "0 of 0 written" in capsys.readouterr().out
+
+
 def test_parts_make_the_same_folder(models, pictures, tmp_path):
     args = ["predict", str(pictures), "--weights", models["pose"]]
     assert main([*args, "--out", str(tmp_path / "whole")]) == 0
@@ -237,6 +261,8 @@ def test_an_interrupted_run_goes_on(models, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(TaskRunner, "run", interrupted)
         assert main([*args, "--out", str(tmp_path / "out")]) == 130
+    said = f"to go on: the same command; what is done lies in {tmp_path / 'out'}\ns2kit: interrupted\n"
+    assert capsys.readouterr().err.endswith(said)
     done = len((tmp_path / "out" / "done.jsonl").read_bytes().splitlines())
     assert done < 16
     capsys.readouterr()
