@@ -174,7 +174,7 @@ def test_a_picture_without_its_mask_is_reported(models, pictures, tmp_path, caps
     assert f"it has no mask in {tmp_path / 'masks'}, such as tall.png" in capsys.readouterr().err
 
 
-def test_a_video_becomes_videos_and_a_file_of_poses_a_frame(models, pictures, tmp_path):
+def test_a_video_becomes_videos_and_a_file_of_poses_a_frame(models, pictures, tmp_path, capsys):
     with VideoWriter(tmp_path / "clip.mp4", 10, (48, 64)) as writer:
         for number in range(5):
             writer.write(np.full((48, 64, 3), 40 * number, np.uint8))
@@ -192,6 +192,11 @@ def test_a_video_becomes_videos_and_a_file_of_poses_a_frame(models, pictures, tm
         assert len(list(reader)) == 5
     entries = json.loads((out / "pose" / "predictions.json").read_text())
     assert len({entry["image_id"] for entry in entries}) == 6
+    capsys.readouterr()
+    for gone in ("none.mp4", "normals/clip.mp4", "sheets/clip.mp4"):
+        (out / gone).unlink(missing_ok=True)
+        assert main([*args, "--batch-size", "2"]) == 0
+        assert ("0 of 0" if gone == "none.mp4" else "1 of 1") in capsys.readouterr().out
 
 
 def test_a_video_without_masks_is_named_once(models, tmp_path, capsys):
