@@ -1,5 +1,6 @@
 """Dense results as pictures: uint8 (H, W, 3) RGB."""
 
+import math
 from collections.abc import Iterable
 
 import cv2
@@ -12,6 +13,8 @@ from s2kit.schemas import ClassList
 OPACITY = 0.5
 #: Pixels of a legend: its height, and what a name takes.
 LEGEND_HEIGHT, LEGEND_ROW, LEGEND_COLUMN = 256, 16, 128
+#: Pixels of a sheet's cell, at most.
+CELL_PIXELS = 480 * 480
 #: Per cent of pixels beyond the ends of a depth's colours.
 DEPTH_TAIL = 1.0
 #: Background of previews of mattes, RGB.
@@ -56,6 +59,36 @@ def draw_legend(classes: ClassList, ids: Iterable[int], height: int = LEGEND_HEI
         where = (x + 20, y + LEGEND_ROW - 4)
         cv2.putText(picture, classes.names[label], where, cv2.FONT_HERSHEY_SIMPLEX, 0.38, (235,) * 3, 1, cv2.LINE_AA)
     return picture
+
+
+def add_legend(drawn: np.ndarray, labels: np.ndarray, classes: ClassList) -> np.ndarray:
+    """Put the names of the classes in ``labels`` (H, W), by falling area, into the corner that shows least.
+
+    The letters are as large as a sheet's cell, to which the picture is scaled, needs them; where the names take more
+    than the picture's height or half of its width, the picture stays as it is.
+
+    Args:
+        drawn: uint8 (H, W, 3), of the labels; not changed.
+        labels: Class ids.
+        classes: The class list.
+    """
+    areas = np.bincount(labels.ravel(), minlength=len(classes))[: len(classes)]
+    ids = [label for label in np.argsort(-areas, kind="stable") if areas[label]]
+    scale = max(1.0, math.sqrt(labels.size / CELL_PIXELS))
+    rows = max(1, min(len(ids), int(labels.shape[0] / scale / LEGEND_ROW)))
+    legend = draw_legend(classes, ids, rows * LEGEND_ROW)
+    height, width = (round(side * scale) for side in legend.shape[:2])
+    if height > labels.shape[0] or width > labels.shape[1] / 2:
+        return drawn
+    legend = cv2.resize(legend, (width, height), interpolation=cv2.INTER_LINEAR)
+    corners = [
+        (slice(top, top + height), slice(left, left + width))
+        for top in (0, labels.shape[0] - height)
+        for left in (0, labels.shape[1] - width)
+    ]
+    drawn = drawn.copy()
+    drawn[min(corners, key=lambda corner: np.count_nonzero(labels[corner]))] = legend
+    return drawn
 
 
 def draw_label_errors(prediction: np.ndarray, target: np.ndarray, ignore_index: int) -> np.ndarray:

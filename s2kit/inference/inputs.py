@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from data_modules.images import EXTENSIONS, ImageError, list_images, listed, output_stems, read_image
@@ -22,6 +22,9 @@ from s2kit.errors import UserError
 from s2kit.inference import video
 from s2kit.inference.fetching import fetch, fetch_to, is_url
 from s2kit.inference.predictor import Frame, Picture
+
+if TYPE_CHECKING:
+    from s2kit.inference.output_folder import OutputFolder
 
 T = TypeVar("T")
 _THREADS = max(1, min(8, os.cpu_count() or 1))
@@ -67,6 +70,25 @@ def find_sources(inputs: Sequence[str], taken: Iterable[str] = (), endings: Iter
     files = [_path_of(where) for where in found]
     names = _apart(output_stems(files), taken, endings)
     return [Source(where, name, video.is_video(file)) for where, name, file in zip(found, names, files)]
+
+
+def name_in_folder(
+    sources: Sequence[Source], folder: OutputFolder, taken: Iterable[str] = (), endings: Iterable[str] = ()
+) -> list[Source]:
+    """Return the sources with the names they had in a folder; a new one whose name is another's there gets a free one.
+
+    Args:
+        sources: Of ``find_sources``.
+        folder: Where their outputs go.
+        taken, endings: See ``find_sources``.
+    """
+    left = {source.where: iter(folder.names_of(source.where)) for source in sources}
+    kept = [next(left[source.where], None) for source in sources]
+    endings = ("", *endings)
+    held = [f"{name}{ending}" for name in folder.names() for ending in endings]
+    new = [source.name for source, name in zip(sources, kept) if name is None]
+    free = iter(_apart(new, [*taken, *held], endings[1:]))
+    return [replace(source, name=name or next(free)) for source, name in zip(sources, kept)]
 
 
 def _expand(given: str) -> list[str]:

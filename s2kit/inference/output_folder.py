@@ -7,11 +7,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from s2kit.errors import UserError
+from s2kit.inference.fetching import is_url
 
 OPTIONS = "options.json"
 
@@ -20,7 +21,7 @@ class OutputFolder:
     """Where a run writes, and from which the same command goes on.
 
     ``options.json`` says how it was made, and ``done.jsonl`` (``done_2of4.jsonl`` of a part) has a line for each
-    picture and video that is finished.
+    picture and video that is finished: where it is, what its outputs are called, and which there are.
 
     Args:
         path: The folder; it is made.
@@ -50,9 +51,11 @@ class OutputFolder:
         self.replace(OPTIONS, (json.dumps(options, indent=2) + "\n").encode())
         for left in self.path.glob(f"{self._partial}*"):
             shutil.rmtree(left, ignore_errors=True)
-        self._done: dict[str, tuple[str, Any]] = {}
+        #: By source and name: its stamp, and its files.
+        self._done: dict[str, dict[str, tuple[Any, list[str]]]] = {}
         for file in sorted(self.path.glob("done*.jsonl")):
-            self._done.update(_entries(file))
+            for source, name, stamp, files in _entries(file):
+                self._done.setdefault(_same_place(source), {})[name] = (stamp, files)
         self._end_line()
 
     def _lock(self, file: BinaryIO, mark: str) -> None:
@@ -91,14 +94,24 @@ class OutputFolder:
                 self._file.write(b"\n")
 
     def is_done(self, source: str, name: str, stamp: Any) -> bool:
-        """Tell whether a source was finished under this name, and is still what it was then."""
-        return self._done.get(source) == (name, stamp)
+        """Tell whether a source was finished under this name, is still what it was then, and its files are there."""
+        before, files = self._done.get(_same_place(source), {}).get(name, (None, None))
+        return files is not None and before == stamp and all((self.path / file).exists() for file in files)
 
-    def note(self, source: str, name: str, stamp: Any) -> None:
-        """Note that a source is finished."""
-        line = json.dumps({"source": source, "name": name, "stamp": stamp})
+    def note(self, source: str, name: str, stamp: Any, files: Iterable[str] = ()) -> None:
+        """Note that a source is finished, and which files (or folders) of this one it has, by relative paths."""
+        source, files = _same_place(source), sorted(files)
+        line = json.dumps({"source": source, "name": name, "stamp": stamp, "files": files})
         self._file.write(line.encode() + b"\n")
-        self._done[source] = (name, stamp)
+        self._done.setdefault(source, {})[name] = (stamp, files)
+
+    def names_of(self, source: str) -> list[str]:
+        """Return the names under which a source was finished here: one, or several if it was given several times."""
+        return list(self._done.get(_same_place(source), ()))
+
+    def names(self) -> list[str]:
+        """Return the names of all that is finished here, sorted."""
+        return sorted({name for names in self._done.values() for name in names})
 
     @contextlib.contextmanager
     def stage(self) -> Iterator[Path]:
@@ -125,10 +138,15 @@ class OutputFolder:
         self._file.close()
 
 
-def _entries(path: Path) -> Iterator[tuple[str, tuple[str, Any]]]:
+def _same_place(source: str) -> str:
+    """Return a file's absolute path, so that it is one source however it is given; an address as it is."""
+    return source if is_url(source) else os.path.abspath(source)
+
+
+def _entries(path: Path) -> Iterator[tuple[str, str, Any, list[str]]]:
     with path.open("rb") as lines:
         for line in lines:
             # A torn line is as if it were not there: its picture is done again.
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
-                yield entry["source"], (entry["name"], entry["stamp"])
+                yield entry["source"], entry["name"], entry["stamp"], entry.get("files", [])

@@ -13,6 +13,11 @@ THRESHOLD = 0.3
 _SHIFT = 4
 
 
+def is_drawn(points: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
+    """Return which keypoints (..., 3) of x, y and score are drawn: finite ones of a score from ``threshold`` on."""
+    return np.isfinite(points).all(axis=-1) & (points[..., 2] >= threshold)
+
+
 def draw_pose(
     picture: np.ndarray,
     points: np.ndarray,
@@ -30,7 +35,7 @@ def draw_pose(
     """
     picture = np.ascontiguousarray(picture).copy()
     for person in points.reshape(-1, *points.shape[-2:]):
-        shown = np.isfinite(person).all(axis=1) & (person[:, 2] >= threshold)
+        shown = is_drawn(person, threshold)
         if not shown.any():
             continue
         # A single point far outside would make the whole person thick.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from s2kit.inference import dense_drawing
 from s2kit.inference.drawing import write_image
 from s2kit.inference.output_folder import OutputFolder
 from s2kit.inference.predictor import Frame, Result
@@ -71,9 +72,10 @@ class ResultWriter:
         self.failed: list[tuple[str, str]] = []
         self._threads = max(1, min(8, os.cpu_count() or 1))
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="s2kit-write")
-        self._pending: deque[tuple[Result, Future[dict[str, np.ndarray]], int]] = deque()
+        self._pending: deque[tuple[Result, Future[tuple[dict[str, np.ndarray], set[str]]], int]] = deque()
         self._videos: dict[str, VideoWriter] = {}
-        self._video_failed = False
+        self._video_files: set[str] = set()
+        self._frame_errors: list[tuple[str, str]] = []
 
     def __enter__(self) -> ResultWriter:
         return self
@@ -104,27 +106,34 @@ class ResultWriter:
 
     def _settle(self) -> None:
         result, future, _ = self._pending.popleft()
-        drawn = future.result()
+        drawn, files = future.result()
         picture = result.picture
         if picture.error is not None:
-            self.failed.append((picture.source, picture.error))
+            failed = self.failed if picture.frame is None else self._frame_errors
+            failed.append((picture.source, picture.error))
         if picture.frame is not None:
-            self._add_frame(picture.frame, drawn, picture.error)
+            # Of the files of frames, of which there may be thousands, the folders are noted.
+            self._video_files.update(os.path.dirname(file) for file in files)
+            self._add_frame(picture.frame, drawn)
         elif picture.error is None:
-            self._note(picture.name)
+            self._note(picture.name, files)
 
-    def _note(self, name: str) -> None:
+    def _note(self, name: str, files: set[str]) -> None:
         source = self.sources[name]
-        self.folder.note(source.where, name, source.stamp())
+        self.folder.note(source.where, name, source.stamp(), files)
         self.written += 1
 
     # ---------------------------------------------------------------------------------------------------- one picture
 
-    def _write(self, result: Result) -> dict[str, np.ndarray]:
-        """Write the files of a result; return the drawings of a video's frame, by relative path without suffix."""
+    def _write(self, result: Result) -> tuple[dict[str, np.ndarray], set[str]]:
+        """Write the files of a result.
+
+        Returns:
+            The drawings of a video's frame, by relative path without suffix, and the relative paths of the files.
+        """
         picture = result.picture
         if picture.error is not None:
-            return {}
+            return {}, set()
         drawings = self._draw(result)
         with self.folder.stage() as stage:
             for name, task in self.tasks.items():
@@ -135,8 +144,9 @@ class ResultWriter:
             if picture.frame is None:
                 for place, drawing in drawings.items():
                     write_image(stage / f"{place}.png", drawing)
+            files = {file.relative_to(stage).as_posix() for file in stage.rglob("*") if file.is_file()}
         picture.image, result.predictions, result.mask = None, {}, None
-        return drawings if picture.frame is not None else {}
+        return drawings if picture.frame is not None else {}, files
 
     def _draw(self, result: Result) -> dict[str, np.ndarray]:
         picture, mask = result.picture, result.mask
@@ -149,17 +159,19 @@ class ResultWriter:
                 drawn = task.draw(prediction, picture.image, result)
                 drawings[f"{task_name}/{name}"] = over_picture(drawn, picture.image, mask if task.takes_mask else None)
             if "panel" in self.options.draw or self.options.sheet:
-                views.append(task.views(prediction, picture.image, result))
+                shown = task.views(prediction, picture.image, result)
+                relit = _relit(result) if task_name == "albedo" else {}
+                # On a sheet the first view of each is sure to have a cell.
+                views += [shown, relit] if relit else [shown]
             if "panel" in self.options.draw:
-                drawings[f"{task_name}/{name}_panel"] = panel(picture.image, views[-1])
+                drawings[f"{task_name}/{name}_panel"] = panel(picture.image, {**shown, **relit})
         if self.options.sheet:
             drawings[f"{SHEETS}/{name}"] = sheet(picture.image, views)
         return drawings
 
     # --------------------------------------------------------------------------------------------------------- videos
 
-    def _add_frame(self, frame: Frame, drawings: dict[str, np.ndarray], error: str | None) -> None:
-        self._video_failed |= error is not None
+    def _add_frame(self, frame: Frame, drawings: dict[str, np.ndarray]) -> None:
         for place, drawing in drawings.items():
             if place not in self._videos:
                 path = self.folder.path / f"{place}.mp4"
@@ -167,18 +179,36 @@ class ResultWriter:
             self._videos[place].write(drawing, frame.seconds)
         if not frame.last:
             return
-        for writer in self._videos.values():
+        for place, writer in self._videos.items():
             writer.close()
+            self._video_files.add(f"{place}.mp4")
+        if not self._frame_errors:
+            self._note(frame.video, self._video_files)
+        elif len(self._frame_errors) == 1:
+            self.failed += self._frame_errors
+        else:
+            # One line a video, which may have thousands of frames; the last error is that of the file, if it has one.
+            where, reason = self.sources[frame.video].where, self._frame_errors[0][1]
+            self.failed.append((where, f"{len(self._frame_errors)} errors in its frames, the first: {reason}"))
+            if self._frame_errors[-1][0] == where:
+                self.failed.append(self._frame_errors[-1])
         self._videos.clear()
-        if not self._video_failed:
-            self._note(frame.video)
-        self._video_failed = False
+        self._video_files, self._frame_errors = set(), []
 
 
-def raw_files(folder: Path, sources: Sequence[Source], suffix: str) -> Iterator[Path]:
-    """Yield the raw files of one task that are there, in the order of the sources; of a video's frames in theirs."""
-    for source in sources:
-        if source.is_video:
-            yield from sorted((folder / source.name).glob(f"*{suffix}"))
-        elif (folder / f"{source.name}{suffix}").is_file():
-            yield folder / f"{source.name}{suffix}"
+def _relit(result: Result) -> dict[str, np.ndarray]:
+    """Draw albedo and normals together under other light, by title; nothing unless both were predicted."""
+    if not {"albedo", "normals"} <= result.predictions.keys():
+        return {}
+    albedo, normals = result.predictions["albedo"], result.predictions["normals"]
+    drawn = dense_drawing.draw_relit(albedo, normals, normals.any(axis=-1))
+    return {f"re{title}": picture for title, picture in drawn.items()}
+
+
+def raw_files(folder: Path, names: Iterable[str], suffix: str) -> Iterator[Path]:
+    """Yield the raw files of one task that are there, in the order of the names; of a video's frames in theirs."""
+    for name in names:
+        if (folder / f"{name}{suffix}").is_file():
+            yield folder / f"{name}{suffix}"
+        else:
+            yield from sorted((folder / name).glob(f"*{suffix}"))

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from s2kit.inference.dense_drawing import CELL_PIXELS
 from s2kit.inference.drawing import TITLE_HEIGHT, grid
 
-#: Height of a panel's pictures, and the pixels of a sheet's cell, at most.
+#: Height of a panel's pictures, at most.
 PANEL_HEIGHT = 768
-CELL_PIXELS = 480 * 480
 #: Width over height that a sheet comes close to.
 ASPECT = 16 / 10
 
@@ -29,7 +29,7 @@ def panel(picture: np.ndarray, results: dict[str, np.ndarray]) -> np.ndarray:
 def sheet(picture: np.ndarray, results: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
     """Draw a picture and the results of several tasks on one sheet of equal cells.
 
-    The first picture of each task is shown; where cells are left, the tasks' further ones fill them.
+    The first picture of each task is shown; where cells are left, further ones of the first tasks stand beside it.
 
     Args:
         picture: uint8 (H, W, 3).
@@ -41,7 +41,11 @@ def sheet(picture: np.ndarray, results: Sequence[dict[str, np.ndarray]]) -> np.n
     aspect = (cell * width / height) / (cell + TITLE_HEIGHT)
     columns = min(range(1, len(cells) + 1), key=lambda count: _misfit(count, len(cells), aspect))
     free = columns * math.ceil(len(cells) / columns) - len(cells)
-    cells += [item for result in results for item in list(result.items())[1:]][:free]
+    cells = cells[:1]
+    for result in results:
+        shown = list(result.items())[: 1 + free]
+        free -= len(shown) - 1
+        cells += shown
     rows = [dict(cells[start : start + columns]) for start in range(0, len(cells), columns)]
     return grid(rows, max(1, round(cell)))
 

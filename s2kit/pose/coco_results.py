@@ -75,7 +75,8 @@ def coco_entries(
 ) -> list[dict[str, Any]]:
     """Return the people of a picture as entries of COCO's keypoint results.
 
-    Beside COCO's own fields each has ``file_name``, and ``track_id`` in videos.
+    Beside COCO's own fields each has ``file_name``, ``track_id`` in videos, and ``box_score``, which counts when the
+    file serves as boxes: ``score`` is the pose's.
 
     Args:
         result: see `PoseResult`.
@@ -101,7 +102,7 @@ def coco_entries(
         flat = [v for (x, y), s in zip(places, points[:, 2]) for v in (_place(x), _place(y), _score(s))]
         entry["bbox"] = [_place(v) for v in (x0, y0, x1 - x0, y1 - y0)]
         entry["keypoints"] = flat
-        entry["score"] = _score(score)
+        entry["score"], entry["box_score"] = _score(score), _score(result.box_scores[i])
         entries.append(entry)
     return entries
 

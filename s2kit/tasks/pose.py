@@ -16,7 +16,7 @@ from data_modules.transforms import PoseEvalTransform
 from data_modules.transforms.checks import to_planes
 from data_modules.transforms.geometry import scale_matrix, translation_matrix, warp_image
 from s2kit.inference.people import WholePicture
-from s2kit.inference.pose_drawing import draw_offsets, draw_people, draw_pose
+from s2kit.inference.pose_drawing import THRESHOLD, draw_offsets, draw_people, draw_pose, is_drawn
 from s2kit.losses.pose import HARD_KEYPOINTS, PoseLoss
 from s2kit.metrics.pose import PCK_SHARE, PoseMetric
 from s2kit.models.heads import HEADS, create_head
@@ -69,6 +69,8 @@ class PoseTask(Task):
     }
     takes_tiles: ClassVar[bool] = False
     takes_boxes: ClassVar[bool] = True
+    #: Predicted keypoints of a score from this on are drawn.
+    drawn_score: float = THRESHOLD
     baseline_title: ClassVar[str] = "mean pose in the box"
     row_title: ClassVar[str] = "part"
     load_schema = staticmethod(load_keypoint_set)
@@ -219,11 +221,15 @@ class PoseTask(Task):
         # A box that is the whole picture says nothing.
         several = people is not None and (len(prediction) > 1 or people.ids is not None)
         boxes, ids = (people.boxes, people.ids) if several else (None, None)
-        return draw_people(picture, prediction, self.keypoint_set, boxes, ids)
+        return draw_people(picture, prediction, self.keypoint_set, boxes, ids, self.drawn_score)
 
     def views(self, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> dict[str, np.ndarray]:
-        count = f", {len(prediction)} people" if len(prediction) != 1 else ""
-        return {f"pose{count}": self.draw(prediction, picture, result)}
+        """Return the poses on the picture, with how many of all their keypoints are sure enough to be drawn."""
+        title = f"pose, {len(prediction)} people" if len(prediction) != 1 else "pose"
+        if len(prediction):
+            drawn = is_drawn(prediction, self.drawn_score)
+            title += f", {drawn.sum()} of {drawn.size} points above {self.drawn_score:g}"
+        return {title: self.draw(prediction, picture, result)}
 
     def write(self, stem: Path, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> None:
         """Write ``<stem>.json``: each person's box, score and keypoints (``s2kit.pose.coco_results.read_pose``)."""

@@ -186,10 +186,10 @@ class SegmentationTask(Task):
         return drawing.draw_labels(prediction, self.classes, picture)
 
     def views(self, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> dict[str, np.ndarray]:
-        """Return the classes over the picture, and alone."""
+        """Return the classes over the picture, and alone with their names."""
         return {
             "segmentation": self.draw(prediction, picture, result),
-            "classes": drawing.draw_labels(prediction, self.classes),
+            "classes": drawing.add_legend(drawing.draw_labels(prediction, self.classes), prediction, self.classes),
         }
 
     def write(self, stem: Path, prediction: np.ndarray, picture: np.ndarray, result: Result | None = None) -> None:

@@ -40,7 +40,7 @@ With --config this command is LightningCLI's instead: predict --config FILE --mo
 #: Pictures that are listed by name at the end.
 _LISTED = 50
 #: What a folder's results depend on, as options of the command.
-_DECIDING = ("flip", "scales", "tile", "precision", "masks", "boxes", "min_score", "nms", "draw", "raw", "sheet")
+_DECIDING = ("flip", "scales", "tile", "precision", "min_score", "nms", "draw", "keypoint_score", "raw")
 
 
 def main(args: list[str]) -> int:
@@ -58,7 +58,11 @@ def main(args: list[str]) -> int:
         parser.error("--masks and --mask-weights exclude each other: the masks are given, or made")
     if options.detector_weights and options.boxes not in (None, "detect"):
         parser.error(f"--detector-weights goes with --boxes detect, not with --boxes {options.boxes}")
-    return _predict(options)
+    try:
+        return _predict(options)
+    except KeyboardInterrupt:
+        print(f"to go on: the same command; what is done lies in {options.out}", file=sys.stderr)
+        raise
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,6 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     add = group.add_argument
     drawn = "overlay: NAME.png; panel: NAME_panel.png, beside the input; none (default: overlay)"
     add("--draw", nargs="+", choices=("overlay", "panel", "none"), default=["overlay"], help=drawn)
+    shown = "least score of a keypoint that is drawn; files hold all of them (default: 0.3)"
+    add("--keypoint-score", type=real(0, 1), default=0.3, metavar="X", help=shown)
     raw = "arrays, labels, keypoints (default: of pictures; of videos the poses alone)"
     add("--raw", action=argparse.BooleanOptionalAction, default=None, help=raw)
     sheets = "all tasks on one sheet a picture (default: with several tasks)"
@@ -133,7 +139,7 @@ def _predict(options: argparse.Namespace) -> int:
     # Said by torch of every norm in mixed precision; there is nothing to be done about it.
     warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
     from data_modules.progress import ProgressBar
-    from s2kit.inference.inputs import find_sources, read_sources
+    from s2kit.inference.inputs import find_sources, name_in_folder, read_sources
     from s2kit.inference.output_folder import OutputFolder
     from s2kit.inference.results import COCO, ENDINGS, ResultOptions, ResultWriter
 
@@ -144,6 +150,7 @@ def _predict(options: argparse.Namespace) -> int:
     results = ResultOptions(options.raw, tuple(draw for draw in options.draw if draw != "none"), sheet)
     folder = OutputFolder(options.out, _deciding(options, sheet), options.part, options.restart)
     with closing(folder):
+        sources = name_in_folder(sources, folder, taken=[COCO], endings=ENDINGS)
         mine = sources[options.part[0] - 1 :: options.part[1]]
         left = [source for source in mine if not folder.is_done(source.where, source.name, source.stamp())]
         begin = time.monotonic()
@@ -185,10 +192,14 @@ def _predictor(options: argparse.Namespace) -> Predictor:
             raise UserError(f"--mask-weights {options.mask_weights}: a model for {mask_task.name}, not segmentation")
     if (masks or mask_task) and not any(task.takes_mask for task in tasks):
         raise UserError("masks are for normals, pointmap and albedo, and none of the models is one of these")
+    if options.tile and not any(task.takes_tiles for task in tasks):
+        print("s2kit: --tile: poses need no tiles, each person is cut out at full resolution", file=sys.stderr)
     boxes = None
     if any(task.takes_boxes for task in tasks):
         detector = {"weights": options.detector_weights, "device": device}
         boxes = open_boxes(options.boxes or "whole", **detector, min_score=options.min_score, nms=options.nms)
+        for task in (task for task in tasks if task.takes_boxes):
+            task.drawn_score = options.keypoint_score
     elif options.boxes:
         raise UserError(f"--boxes {options.boxes}: boxes are for poses, and none of the models is one for pose")
     return Predictor(tasks, run, boxes, masks, mask_task)
@@ -218,30 +229,34 @@ def _load(weights: str, device: torch.device) -> Task:
 
 def _deciding(options: argparse.Namespace, sheet: bool) -> dict[str, Any]:
     """Return the options that decide what a folder's results are."""
-    stamps = {}
-    for given in (*options.weights, options.mask_weights, options.detector_weights, options.boxes):
+    paths = {name: getattr(options, name) for name in ("mask_weights", "detector_weights", "boxes", "masks")}
+    paths = {name: given and _absolute(given) for name, given in paths.items()}
+    weights, stamps = [_absolute(given) for given in options.weights], {}
+    for given in (*weights, paths["mask_weights"], paths["detector_weights"], paths["boxes"]):
         path = Path(given or "")
-        # What is no path is an address, or the name of a detector or of a source of boxes.
         if given and path.exists():
             files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
             stamps[given] = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    return {"weights": options.weights, **{name: getattr(options, name) for name in _DECIDING}, "sheet": sheet} | {
-        "mask_weights": options.mask_weights,
-        "detector_weights": options.detector_weights,
-        "files": stamps,
-    }
+    own = {name: getattr(options, name) for name in _DECIDING}
+    return {"weights": weights, **own, "sheet": sheet, **paths, "files": stamps}
+
+
+def _absolute(given: str) -> str:
+    """Return a path so that it is the same however it is given; an address, or the name of a detector, as it is."""
+    return str(Path(given).resolve()) if Path(given).exists() else given
 
 
 def _write_coco(predictor: Predictor, results: ResultOptions, folder: OutputFolder, sources: list[Source]) -> None:
-    """Write all poses that the folder holds in one file, in the form of COCO's keypoint results."""
+    """Write all poses that the folder holds, also of other inputs, in one file as COCO's keypoint results."""
     from s2kit.inference.people import BoxFile
     from s2kit.inference.results import COCO, raw_files
     from s2kit.pose.coco_results import image_number, read_pose, write_coco_results
 
+    names = dict.fromkeys([*(source.name for source in sources), *folder.names()])
     for name, task in predictor.tasks.items():
         if task.takes_boxes and results.raw is not False:
             number = predictor.boxes.image_number if isinstance(predictor.boxes, BoxFile) else image_number
-            poses = (read_pose(file)[0] for file in raw_files(folder.path / name, sources, ".json"))
+            poses = (read_pose(file)[0] for file in raw_files(folder.path / name, names, ".json"))
             write_coco_results(folder.path / name / f"{COCO}.json", poses, task.hparams.schema, number=number)
 
 

@@ -81,7 +81,9 @@ def test_a_name_that_may_be_several_pictures_is_refused(tmp_path):
 def test_scores_make_boxes_a_detectors(tmp_path):
     rows = [[0, 0, 50, 60, 0.9], [1, 0, 50, 60, 0.8], [100, 0, 150, 60, 0.2], [100, 0, 150, 60, 0.4]]
     path = write(tmp_path / "b.json", {"a.jpg": rows})
-    (people,) = BoxFile(path)(["a.jpg"], [PICTURE])
+    source = BoxFile(path)
+    (people,) = source(["a.jpg"], [PICTURE])
+    assert source.report() == f"{path}: 1 boxes score below --min-score 0.3 and were left out"
     assert people.boxes[:, 0].tolist() == [0, 100]
     np.testing.assert_allclose(people.scores, [0.9, 0.4])
     (people,) = open_boxes(path, min_score=0.1, nms=None)(["a.jpg"], [PICTURE])

@@ -8,6 +8,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from s2kit.errors import UserError
+from s2kit.inference.people import BoxFile
 from s2kit.pose.coco_results import (
     FORM,
     PoseResult,
@@ -42,12 +43,14 @@ def test_entries_are_as_coco_has_them():
     result.keypoints[0, :3] = [(10, 20.004, 0.98768), (np.nan, 5, np.nan), (3, 4, 0)]
     (entry,) = coco_entries(result, "coco-17")
     x0, y0, x1, y1 = result.boxes[0]
-    assert list(entry) == ["image_id", "file_name", "category_id", "track_id", "bbox", "keypoints", "score"]
+    names = ["image_id", "file_name", "category_id", "track_id", "bbox", "keypoints", "score", "box_score"]
+    assert list(entry) == names
     assert entry["image_id"] == 139 and entry["category_id"] == 1 and entry["track_id"] == 7
     assert entry["bbox"] == pytest.approx([x0, y0, x1 - x0, y1 - y0], abs=0.006)
     # The first pixel's centre is 0 in COCO; what is no number, or has no score, is at 0, 0.
     assert entry["keypoints"][:9] == [9.5, 19.5, 0.9877, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     assert entry["keypoints"][9] == pytest.approx(result.keypoints[0, 3, 0] - 0.5, abs=0.006)
+    assert entry["box_score"] == 1
     scores = np.nan_to_num(result.keypoints[0, :, 2])
     assert entry["score"] == pytest.approx(scores[scores > 0.2].mean(), abs=1e-4)
     assert coco_entries(result, 17, number={"000000000139.jpg": 5}.get)[0]["image_id"] == 5
@@ -100,6 +103,18 @@ def test_other_keypoint_sets_are_converted(tmp_path):
     with pytest.raises(SchemaError, match="no schema"):
         write_coco_results(path, [result], "sapiens2-308", "coco-18")
     assert json.loads(path.read_text()) == entries and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_file_gives_back_its_people_as_boxes(tmp_path):
+    result = result_of()
+    result.keypoints[..., 2] *= 0.2  # an unsure model: the poses score below every threshold
+    path = tmp_path / "predictions.json"
+    write_coco_results(path, [result], "coco-17")
+    assert all(entry["score"] < 0.3 for entry in json.loads(path.read_text()))
+    source = BoxFile(path, nms=None)
+    (people,) = source([result.name], [np.zeros((480, 640, 3), np.uint8)])
+    np.testing.assert_allclose(people.boxes, result.boxes, atol=0.02)
+    assert people.scores.tolist() == [1, 0.5] and source.report() == ""
 
 
 def test_nobody_is_an_empty_list(tmp_path):

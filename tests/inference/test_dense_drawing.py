@@ -30,6 +30,23 @@ def test_a_legend_names_the_classes_that_it_is_given():
     assert drawing.draw_legend(classes, [], 100).shape == (100, 128, 3)
 
 
+def test_a_picture_of_classes_names_them_where_it_shows_least():
+    classes = load_class_list(29)
+    labels = np.zeros((960, 960), np.uint8)
+    labels[:, :480], labels[:100, 700:] = 6, 15
+    before = drawing.draw_labels(labels, classes)
+    drawn = drawing.add_legend(before, labels, classes)
+    # Of twice the size of a sheet's cell: so are the letters, for three classes, in the lower right corner.
+    changed = (drawn != before).any(axis=-1)
+    rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+    assert (rows[0], rows[-1], columns[0], columns[-1]) == (960 - 96, 959, 960 - 256, 959)
+    assert [drawn[864 + 32 * row + 16, 704 + 20].tolist() for row in range(3)] == [
+        list(classes.colors[label]) for label in (6, 0, 15)
+    ]
+    tiny = labels[::10, ::10]  # no room
+    np.testing.assert_array_equal(drawing.add_legend(before[::10, ::10], tiny, classes), before[::10, ::10])
+
+
 def test_label_errors():
     drawn = drawing.draw_label_errors(np.uint8([[1, 2, 3]]), np.uint8([[1, 3, 255]]), 255)
     right, wrong, ignored = drawn[0].astype(int)

@@ -62,9 +62,9 @@ def test_six_tasks_fill_a_sheet(size, columns):
     rows = 8 // columns
     height = drawn.shape[0] // rows
     assert abs(cell / (height - 26) - size[1] / size[0]) < 0.02
-    # The input, one picture a task, and the first task's other one in the cell that is left.
+    # The input, one picture a task, and the first task's other one beside it, for a cell is left.
     middle = [drawn[(r * height) + height // 2, c * cell + cell // 2, 0] for r in range(rows) for c in range(columns)]
-    assert middle == [60, 60, 61, 62, 63, 64, 65, 160]
+    assert middle == [60, 60, 160, 61, 62, 63, 64, 65]
 
 
 def test_a_panel_has_the_input_first():

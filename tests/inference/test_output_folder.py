@@ -85,3 +85,18 @@ def test_parts_share_a_folder_and_no_part_runs_twice(tmp_path):
     restarted = OutputFolder(tmp_path, {}, (2, 2), restart=True)
     assert restarted.is_done("a.png", "a", 1) and not restarted.is_done("b.png", "b", 1)
     restarted.close()
+
+
+def test_what_is_done_has_its_files(tmp_path):
+    folder = OutputFolder(tmp_path, {})
+    (tmp_path / "a.npy").write_bytes(b"1")
+    folder.note("x/a.png", "a", 1, ["a.npy"])
+    folder.note("https://h/a.png", "a_2", None)
+    folder.close()
+    again = OutputFolder(tmp_path, {})
+    assert again.names() == ["a", "a_2"] and again.names_of("y/a.png") == []
+    assert again.names_of("./x/a.png") == ["a"] and again.names_of("https://h/a.png") == ["a_2"]
+    assert again.is_done(str(tmp_path.cwd() / "x/a.png"), "a", 1) and again.is_done("https://h/a.png", "a_2", None)
+    (tmp_path / "a.npy").unlink()
+    assert not again.is_done("x/a.png", "a", 1)
+    again.close()

@@ -16,6 +16,7 @@ from PIL import Image
 import s2kit
 from s2kit import cli
 from s2kit.cli import main
+from s2kit.inference.dense_drawing import draw_relit
 from s2kit.inference.items import TaskRunner
 from s2kit.inference.video import VideoReader, VideoWriter
 from s2kit.pose.coco_results import read_pose
@@ -98,6 +99,14 @@ class TestFiles:
         height, width, _ = cv2.imread(str(everything / "sheets" / "wide.png")).shape
         assert (height / 76, width / 70) in {(2, 4), (3, 3)}
 
+    def test_albedo_and_normals_are_drawn_in_other_light(self, everything):
+        albedo, normals = (np.load(everything / task / "wide.npy") for task in ("albedo", "normals"))
+        drawn = cv2.imread(str(everything / "albedo" / "wide_panel.png"))[22:72, :, ::-1]
+        relit = draw_relit(albedo, normals, np.ones((50, 70), bool)).values()
+        assert drawn.shape == (50, 4 * 70, 3)
+        for start, picture in zip((140, 210), relit):
+            np.testing.assert_array_equal(drawn[:, start : start + 70], picture)
+
     def test_the_same_command_does_nothing_again(self, everything, models, pictures, capsys):
         before = contents(everything)
         args = ["predict", str(pictures), "--weights", *models.values(), "--out", str(everything)]
@@ -165,7 +174,7 @@ def test_a_picture_without_its_mask_is_reported(models, pictures, tmp_path, caps
     assert f"it has no mask in {tmp_path / 'masks'}, such as tall.png" in capsys.readouterr().err
 
 
-def test_a_video_becomes_videos_and_a_file_of_poses_a_frame(models, pictures, tmp_path):
+def test_a_video_becomes_videos_and_a_file_of_poses_a_frame(models, pictures, tmp_path, capsys):
     with VideoWriter(tmp_path / "clip.mp4", 10, (48, 64)) as writer:
         for number in range(5):
             writer.write(np.full((48, 64, 3), 40 * number, np.uint8))
@@ -183,6 +192,35 @@ def test_a_video_becomes_videos_and_a_file_of_poses_a_frame(models, pictures, tm
         assert len(list(reader)) == 5
     entries = json.loads((out / "pose" / "predictions.json").read_text())
     assert len({entry["image_id"] for entry in entries}) == 6
+    capsys.readouterr()
+    for gone in ("none.mp4", "normals/clip.mp4", "sheets/clip.mp4"):
+        (out / gone).unlink(missing_ok=True)
+        assert main([*args, "--batch-size", "2"]) == 0
+        assert ("0 of 0" if gone == "none.mp4" else "1 of 1") in capsys.readouterr().out
+
+
+def test_a_video_without_masks_is_named_once(models, tmp_path, capsys):
+    with VideoWriter(tmp_path / "clip.mp4", 10, (48, 64)) as writer:
+        for number in range(5):
+            writer.write(np.full((48, 64, 3), 40 * number, np.uint8))
+    (tmp_path / "masks" / "clip").mkdir(parents=True)
+    for number in (1, 3):
+        cv2.imwrite(str(tmp_path / "masks" / "clip" / f"{number:06d}.png"), np.full((48, 64), 255, np.uint8))
+    args = ["predict", str(tmp_path / "clip.mp4"), "--weights", models["albedo"], "--out", str(tmp_path / "out")]
+    assert main([*args, "--masks", str(tmp_path / "masks")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    expected = f"clip.mp4: 3 errors in its frames, the first: it has no mask in {tmp_path / 'masks'}, such as clip/0000"
+    assert [line for line in lines if "mask" in line] == [f"s2kit: {tmp_path}/{expected}00.png"]
+    assert lines[-1] == "s2kit: error: 1 could not be read or predicted"
+
+
+def test_files_are_the_same_by_another_path(models, pictures, tmp_path, capsys, monkeypatch):
+    args = ["predict", str(pictures), "--out", str(tmp_path / "out"), "--weights"]
+    assert main([*args, models["pose"], "--tile"]) == 0
+    assert "--tile: poses need no tiles" in capsys.readouterr().err
+    monkeypatch.chdir(Path(models["pose"]).parent)
+    assert main([*args, "pose", "--tile"]) == 0
+    assert "0 of 0 written" in capsys.readouterr().out
 
 
 def test_parts_make_the_same_folder(models, pictures, tmp_path):
@@ -228,6 +266,8 @@ def test_an_interrupted_run_goes_on(models, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(TaskRunner, "run", interrupted)
         assert main([*args, "--out", str(tmp_path / "out")]) == 130
+    said = f"to go on: the same command; what is done lies in {tmp_path / 'out'}\ns2kit: interrupted\n"
+    assert capsys.readouterr().err.endswith(said)
     done = len((tmp_path / "out" / "done.jsonl").read_bytes().splitlines())
     assert done < 16
     capsys.readouterr()
@@ -304,3 +344,56 @@ def test_the_help_says_both(capsys):
     assert main(["predict", "--help"]) == 0
     text = capsys.readouterr().out
     assert "--weights" in text and "With --config this command is LightningCLI's" in text
+
+
+def test_other_inputs_of_the_same_names_leave_the_first_ones_alone(models, tmp_path, capsys, monkeypatch):
+    for number, folder in enumerate("AB"):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "a.png"), np.full((40, 30 + number, 3), 90, np.uint8))
+    out = tmp_path / "out"
+    weights = ["--weights", models["pose"], models["normals"], "--out", str(out)]
+    widths = {"a": 30, "a_2": 31}
+    for folder, done in (("A", "1 of 1"), ("B", "1 of 1"), ("A", "0 of 0"), ("B", "0 of 0")):
+        assert main(["predict", str(tmp_path / folder), *weights]) == 0
+        assert f"{done} written" in capsys.readouterr().out
+    found = {path.stem: np.load(path).shape[1] for path in (out / "normals").glob("*.npy")}
+    assert found == widths
+    # All that is done here is in one file of poses.
+    entries = json.loads((out / "pose" / "predictions.json").read_text())
+    assert sorted(entry["file_name"] for entry in entries) == [f"{tmp_path}/{folder}/a.png" for folder in "AB"]
+    # One source however it is given, and under the name it had, whatever is beside it.
+    monkeypatch.chdir(tmp_path / "B")
+    assert main(["predict", "a.png", *weights]) == 0
+    assert "0 of 0 written" in capsys.readouterr().out
+    cv2.imwrite(str(tmp_path / "A" / "a.jpg"), np.zeros((40, 32, 3), np.uint8))
+    assert main(["predict", str(tmp_path / "A"), *weights]) == 0
+    assert "1 of 1 written" in capsys.readouterr().out
+    assert {path.stem: np.load(path).shape[1] for path in (out / "normals").glob("*.npy")} == {**widths, "a_jpg": 32}
+
+
+def test_sure_keypoints_are_drawn_and_counted(models, pictures, tmp_path):
+    task = s2kit.load_task("pose", models["pose"])
+    picture = np.zeros((40, 60, 3), np.uint8)
+    points = np.stack([np.full((17, 2), 20.0), np.full((17, 2), 30.0)])
+    points = np.concatenate([points, np.zeros((2, 17, 1))], axis=2)
+    points[0, :5, 2], points[1, 3, 2], points[1, 4] = 0.5, 0.2, np.nan
+    assert list(task.views(points, picture)) == ["pose, 2 people, 5 of 34 points above 0.3"]
+    assert list(task.views(points[:0], picture)) == ["pose, 0 people"]
+    task.drawn_score = 0.15
+    ((title, drawn),) = task.views(points[1:], picture).items()
+    assert title == "pose, 1 of 17 points above 0.15" and drawn[28:32, 28:32].any()
+    args = ["predict", str(pictures / "wide.png"), "--weights", models["pose"], "--out"]
+    for score in ("0", "1"):
+        assert main([*args, str(tmp_path / score), "--keypoint-score", score]) == 0
+    seen = [cv2.imread(str(tmp_path / score / "pose" / "wide.png")) for score in "01"]
+    assert (seen[0] != seen[1]).any()
+
+
+def test_what_is_missing_is_done_again(models, pictures, tmp_path, capsys):
+    args = ["predict", str(pictures), "--weights", models["albedo"], "--out", str(tmp_path / "out")]
+    assert main(args) == 0
+    (tmp_path / "out" / "albedo" / "tall.npy").unlink()
+    capsys.readouterr()
+    assert main(args) == 0
+    assert "1 of 1 written" in capsys.readouterr().out
+    assert (tmp_path / "out" / "albedo" / "tall.npy").is_file()

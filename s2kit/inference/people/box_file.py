@@ -51,7 +51,7 @@ class BoxFile:
         self._numbers: list[int | None] = []
         self._by_name: dict[str, list[tuple[tuple[str, ...], int]]] = {}
         self._by_number: dict[int, int] = {}
-        self._asked = self._unknown = self._unusable = 0
+        self._asked = self._unknown = self._unusable = self._low = 0
         self._few: list[str] = []
         for name, number, row in self._read():
             place = self._place(name, number)
@@ -77,6 +77,8 @@ class BoxFile:
             parts.append(f"it does not name {self._unknown} of {self._asked} pictures ({few}): taken as without people")
         if self._unusable:
             parts.append(f"{self._unusable} boxes have no area or lie outside of their picture and were left out")
+        if self._low:
+            parts.append(f"{self._low} boxes score below --min-score {self.min_score:g} and were left out")
         return f"{self.path}: {'; '.join(parts)}" if parts else ""
 
     def image_number(self, name: str) -> int | None:
@@ -98,6 +100,7 @@ class BoxFile:
         self._unusable += people.number - usable.number
         if plain.all():
             return usable
+        self._low += int((usable.scores < self.min_score).sum())
         return select(usable, self.min_score, self.nms)
 
     def _find(self, name: str) -> int | None:
@@ -225,7 +228,9 @@ class BoxFile:
         x, y, width, height = box
         if width < 0 or height < 0:
             raise UserError(f"{self.path}: {where} has bbox {box} of negative size; it must be [x, y, width, height]")
-        return self._row(where, [x, y, x + width, y + height, *([entry["score"]] if "score" in entry else [])])
+        # In our own results of poses "score" is the pose's.
+        scores = [entry[name] for name in ("box_score", "score") if name in entry][:1]
+        return self._row(where, [x, y, x + width, y + height, *scores])
 
     def _row(self, where: str, values: Any) -> tuple[float, ...]:
         numbers = isinstance(values, list) and all(isinstance(v, int | float) for v in values)
