@@ -85,7 +85,7 @@ class S2kitCLI(LightningCLI):
         self.experiment = experiment
         Parser.words = args
         self.run_path = Path()
-        self.is_new = False
+        self.new_folders: list[Path] = []
         super().__init__(
             Task,
             TaskDataModule,
@@ -146,7 +146,7 @@ class S2kitCLI(LightningCLI):
         if self.subcommand != "fit" and not config.ckpt_path and not config.model.init_args.get("weights"):
             raise UserError(f"{self.subcommand} needs a trained model: give --model.weights or --ckpt_path")
         self.run_path = run_folder(RunConfig(**vars(config.run)), self.experiment)
-        self.is_new = not self.run_path.exists()
+        self.new_folders = [path for path in (self.run_path, self.run_path.parent) if not path.exists()]
         if (self.run_path / "config.yaml").exists():
             if self.subcommand != "fit" or not config.ckpt_path:
                 raise UserError(
@@ -216,15 +216,28 @@ class S2kitCLI(LightningCLI):
         except SystemExit as stop:  # Lightning's answer to Ctrl-C
             if not self.trainer.interrupted:
                 raise
-            if self.trainer.is_global_zero and (self.run_path / "checkpoints" / "last.ckpt").is_file():
-                print(f"to go on: the same command with --run.version {self.run_path.name} --ckpt_path last")
+            if self.trainer.is_global_zero:
+                print(self._how_to_go_on())
             raise KeyboardInterrupt from stop
         except Exception:
             # What is wrong with the data stays, also if nothing was learned from it.
             began = self.trainer.global_step > 0 or (self.run_path / BAD_SAMPLES).exists()
-            if self.is_new and self.trainer.is_global_zero and not began:
-                shutil.rmtree(self.run_path, ignore_errors=True)
+            if self.trainer.is_global_zero and not began:
+                self._remove_new_folders()
             raise
+
+    def _how_to_go_on(self) -> str:
+        if (self.run_path / "checkpoints" / "last.ckpt").is_file():
+            return f"to go on: the same command with --run.version {self.run_path.name} --ckpt_path last"
+        return "stopped before the first checkpoint: there is nothing to go on from, begin anew"
+
+    def _remove_new_folders(self) -> None:
+        """Remove the run's folder, and its experiment's if that holds nothing else, where this run made them."""
+        if self.run_path in self.new_folders:
+            shutil.rmtree(self.run_path, ignore_errors=True)
+        if self.run_path.parent in self.new_folders:
+            with suppress(OSError):  # another run has begun there meanwhile
+                self.run_path.parent.rmdir()
 
     def after_fit(self) -> None:
         """Test the best checkpoint, export its weights and say where everything is."""
