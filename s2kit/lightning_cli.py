@@ -324,8 +324,19 @@ def read_no_urls() -> None:
     jsonargparse.set_config_read_mode(fsspec_enabled=False)
 
 
+_usual_format = warnings.formatwarning
+
+
+def one_line_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> str:
+    """Return a warning to the user as one line, without the place in the source that gave it."""
+    if issubclass(category, UserWarning):
+        return f"s2kit: warning: {message}\n"
+    return _usual_format(message, category, *args, **kwargs)
+
+
 def run_lightning(args: list[str]) -> int:
     """Run fit, validate, test or predict."""
+    warnings.formatwarning = one_line_warning
     for pattern in QUIET:
         warnings.filterwarnings("ignore", pattern)
     read_no_urls()

@@ -428,6 +428,13 @@ def test_a_first_try_shorter_than_the_warmup_runs(config, tiny_normals, tmp_path
     assert (tmp_path / "normals" / "version_0" / "weights.safetensors").exists()
 
 
+def test_warnings_to_the_user_are_one_line():
+    from s2kit.lightning_cli import one_line_warning
+
+    assert one_line_warning("too short", UserWarning, "base.py", 3) == "s2kit: warning: too short\n"
+    assert "base.py:3: DeprecationWarning: old" in one_line_warning("old", DeprecationWarning, "base.py", 3)
+
+
 def test_the_first_line_says_what_follows_from_the_arch():
     from s2kit.tasks import NormalsTask
 
