@@ -5,7 +5,7 @@ import re
 import shutil
 import sys
 import warnings
-from contextlib import suppress
+from contextlib import chdir, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -71,10 +71,13 @@ class Parser(LightningArgumentParser):
 
     #: The words of the command line, to say where a wrong option was given.
     words: ClassVar[list[str]] = []
+    #: Where it was given.
+    folder: ClassVar[Path] = Path()
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         """Print what is wrong, without the usage text, and exit with code 2."""
-        print(f"s2kit: error: {explain(message, self.words)}", file=sys.stderr)
+        with chdir(self.folder):  # jsonargparse reads a config from within its folder
+            print(f"s2kit: error: {explain(message, self.words)}", file=sys.stderr)
         self.exit(2)
 
 
@@ -83,7 +86,7 @@ class S2kitCLI(LightningCLI):
 
     def __init__(self, args: list[str], experiment: str) -> None:
         self.experiment = experiment
-        Parser.words = args
+        Parser.words, Parser.folder = args, Path.cwd()
         self.run_path = Path()
         self.new_folders: list[Path] = []
         super().__init__(

@@ -230,6 +230,20 @@ def test_a_wrong_key_in_a_file_is_named_with_its_file(config, capsys, tmp_path):
     assert f"{path}, data.init_args.synth.trian: there is no such option; did you mean train" in message
 
 
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [
+        (["normals.yaml"], "pose.yaml sets model.init_args.sigma, which NormalsTask does not have: lay it over "),
+        ([], "lay"),
+    ],
+)
+def test_an_overlay_over_another_task_says_where_it_belongs(first, words, capsys, experiments, monkeypatch):
+    monkeypatch.chdir(experiments.parent)
+    files = [f"experiments/{name}" for name in [*first, "paper/pose.yaml"]]
+    message = error_of(capsys, ["fit", *(word for file in files for word in ("--config", file))], code=2)
+    assert words in message and message.endswith("lay it over experiments/pose.yaml")
+
+
 def test_broken_yaml_is_named_with_its_line(capsys, tmp_path):
     path = tmp_path / "broken.yaml"
     path.write_text("model:\n  lr: [1\n")
