@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from data_modules.base import TaskDataModule
-from data_modules.label_schemas import check_schema
+from data_modules.label_schemas import in_schema
 from data_modules.shards import ShardDataset
 from data_modules.shards.format import MANIFEST_NAME
 from data_modules.transforms import PoseEvalTransform, PoseTrainTransform
@@ -22,7 +22,7 @@ class PoseDataModule(TaskDataModule):
 
     Args:
         schema: Keypoint set: a packaged one by name, such as ``sapiens2-308``, ``coco-wholebody-133`` or ``coco-17``,
-            or the path of a file.
+            or the path of a file. Sets that say they follow another one with more points are converted on loading.
         augment: Options of ``PoseTrainTransform``; by default the published recipe.
         padding: Side of the crop over side of the person's box.
         **kwargs: See ``TaskDataModule``.
@@ -43,8 +43,7 @@ class PoseDataModule(TaskDataModule):
         self.schema, self.augment, self.padding = schema, augment or {}, padding
 
     def open_sets(self, split: str) -> list[ShardDataset]:
-        sets = super().open_sets(split)
-        check_schema("keypoints", self.schema, sets)
+        sets = in_schema("keypoints", self.schema, super().open_sets(split))
         for part in sets:
             if not {"keypoints", "people"} & set(part.manifest["fields"]):
                 raise UserError(f"{part.folder.where(MANIFEST_NAME)}: no sample has people or keypoints")

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from data_modules.dense import DenseDataModule
-from data_modules.label_schemas import check_schema
+from data_modules.label_schemas import in_schema
 from data_modules.shards import ShardDataset
 from data_modules.transforms.segmentation import SegmentationTrainTransform, segmentation_labels
 from s2kit.schemas import load_class_list
@@ -19,7 +19,8 @@ class SegmentationDataModule(DenseDataModule):
     labels keep the source's size and may be lists. Options of ``augment``: see ``SegmentationTrainTransform``.
 
     Args:
-        schema: Class list: a packaged one by name, such as ``sapiens2-29``, or the path of a file.
+        schema: Class list: a packaged one by name, such as ``sapiens2-29``, or the path of a file. Sets that say
+            they follow another one are converted on loading, where a packaged label map leads from it to this one.
         backgrounds: Folder, glob pattern or list of pictures without people, to put behind people; without it,
             backgrounds stay as they are.
         **kwargs: See ``DenseDataModule``.
@@ -36,9 +37,7 @@ class SegmentationDataModule(DenseDataModule):
         self.classes = load_class_list(schema)
 
     def open_sets(self, split: str) -> list[ShardDataset]:
-        sets = super().open_sets(split)
-        check_schema("parts", self.schema, sets)
-        return sets
+        return in_schema("parts", self.schema, super().open_sets(split))
 
     def labels(self, sample: dict[str, Any]) -> dict[str, np.ndarray]:
         return segmentation_labels(sample, self.classes)

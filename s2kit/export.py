@@ -48,8 +48,14 @@ def export_task(task: Task, folder: str | Path, metrics: dict[str, float] | None
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.contiguous() for name, value in exported.items()}
-    save_file(state, weights.with_suffix(".tmp"), metadata={"format": "pt", "task": task.name})
-    os.replace(weights.with_suffix(".tmp"), weights)
+    temporary = weights.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    # safetensors lets only its owner read a file; a new empty one has the mode that the umask says.
+    temporary.touch()
+    mode = temporary.stat().st_mode
+    save_file(state, temporary, metadata={"format": "pt", "task": task.name})
+    temporary.chmod(mode)
+    os.replace(temporary, weights)
     if task.weights_from is not None and not task.weights_from.startswith("timm/"):
         write_notice(folder)
     (folder / "model.json").write_text(json.dumps(describe_task(task, metrics), indent=2) + "\n")

@@ -5,7 +5,7 @@ import re
 import shutil
 import sys
 import warnings
-from contextlib import suppress
+from contextlib import chdir, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -71,10 +71,13 @@ class Parser(LightningArgumentParser):
 
     #: The words of the command line, to say where a wrong option was given.
     words: ClassVar[list[str]] = []
+    #: Where it was given.
+    folder: ClassVar[Path] = Path()
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         """Print what is wrong, without the usage text, and exit with code 2."""
-        print(f"s2kit: error: {explain(message, self.words)}", file=sys.stderr)
+        with chdir(self.folder):  # jsonargparse reads a config from within its folder
+            print(f"s2kit: error: {explain(message, self.words)}", file=sys.stderr)
         self.exit(2)
 
 
@@ -83,9 +86,9 @@ class S2kitCLI(LightningCLI):
 
     def __init__(self, args: list[str], experiment: str) -> None:
         self.experiment = experiment
-        Parser.words = args
+        Parser.words, Parser.folder = args, Path.cwd()
         self.run_path = Path()
-        self.is_new = False
+        self.new_folders: list[Path] = []
         super().__init__(
             Task,
             TaskDataModule,
@@ -146,7 +149,7 @@ class S2kitCLI(LightningCLI):
         if self.subcommand != "fit" and not config.ckpt_path and not config.model.init_args.get("weights"):
             raise UserError(f"{self.subcommand} needs a trained model: give --model.weights or --ckpt_path")
         self.run_path = run_folder(RunConfig(**vars(config.run)), self.experiment)
-        self.is_new = not self.run_path.exists()
+        self.new_folders = [path for path in (self.run_path, self.run_path.parent) if not path.exists()]
         if (self.run_path / "config.yaml").exists():
             if self.subcommand != "fit" or not config.ckpt_path:
                 raise UserError(
@@ -216,15 +219,28 @@ class S2kitCLI(LightningCLI):
         except SystemExit as stop:  # Lightning's answer to Ctrl-C
             if not self.trainer.interrupted:
                 raise
-            if self.trainer.is_global_zero and (self.run_path / "checkpoints" / "last.ckpt").is_file():
-                print(f"to go on: the same command with --run.version {self.run_path.name} --ckpt_path last")
+            if self.trainer.is_global_zero:
+                print(self._how_to_go_on())
             raise KeyboardInterrupt from stop
         except Exception:
             # What is wrong with the data stays, also if nothing was learned from it.
             began = self.trainer.global_step > 0 or (self.run_path / BAD_SAMPLES).exists()
-            if self.is_new and self.trainer.is_global_zero and not began:
-                shutil.rmtree(self.run_path, ignore_errors=True)
+            if self.trainer.is_global_zero and not began:
+                self._remove_new_folders()
             raise
+
+    def _how_to_go_on(self) -> str:
+        if (self.run_path / "checkpoints" / "last.ckpt").is_file():
+            return f"to go on: the same command with --run.version {self.run_path.name} --ckpt_path last"
+        return "stopped before the first checkpoint: there is nothing to go on from, begin anew"
+
+    def _remove_new_folders(self) -> None:
+        """Remove the run's folder, and its experiment's if that holds nothing else, where this run made them."""
+        if self.run_path in self.new_folders:
+            shutil.rmtree(self.run_path, ignore_errors=True)
+        if self.run_path.parent in self.new_folders:
+            with suppress(OSError):  # another run has begun there meanwhile
+                self.run_path.parent.rmdir()
 
     def after_fit(self) -> None:
         """Test the best checkpoint, export its weights and say where everything is."""
@@ -311,8 +327,19 @@ def read_no_urls() -> None:
     jsonargparse.set_config_read_mode(fsspec_enabled=False)
 
 
+_usual_format = warnings.formatwarning
+
+
+def one_line_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> str:
+    """Return a warning to the user as one line, without the place in the source that gave it."""
+    if issubclass(category, UserWarning):
+        return f"s2kit: warning: {message}\n"
+    return _usual_format(message, category, *args, **kwargs)
+
+
 def run_lightning(args: list[str]) -> int:
     """Run fit, validate, test or predict."""
+    warnings.formatwarning = one_line_warning
     for pattern in QUIET:
         warnings.filterwarnings("ignore", pattern)
     read_no_urls()

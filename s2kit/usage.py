@@ -89,7 +89,23 @@ def _unknown(name: str, args: list[str]) -> str:
     wrong = [part for part in name.split(".") if part not in known] or [name.split(".")[-1]]
     candidates = {candidate for part in wrong for candidate in difflib.get_close_matches(part, known - {part}, 2)}
     hint = f"did you mean {' or '.join(sorted(candidates))}?" if candidates else "see --help"
-    return f"{where}: there is no such option; {hint}"
+    return _overlay(where, args) or f"{where}: there is no such option; {hint}"
+
+
+def _overlay(where: str, args: list[str]) -> str:
+    """Return what a config of ``paper/`` that is alone, or laid over another task's experiment, must be laid over."""
+    path, _, key = where.partition(", ")
+    experiment = Path(path).parent.parent / Path(path).name
+    if not key or Path(path).parent.name != "paper" or not experiment.is_file():
+        return ""
+    if any(Path(given).resolve() == experiment.resolve() for given in config_files(args)):
+        return ""
+    part = key.partition(".")[0]
+    chosen = [
+        value for file in config_files(args) for name, value in _keys(_read(file)) if name == f"{part}.class_path"
+    ]
+    lacks = f"{str(chosen[-1]).rpartition('.')[2]} does not have" if chosen else f"needs {part}.class_path"
+    return f"{path} sets {key}, which {lacks}: lay it over {experiment}"
 
 
 def _tidy(text: str) -> str:

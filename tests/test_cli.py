@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -229,6 +230,20 @@ def test_a_wrong_key_in_a_file_is_named_with_its_file(config, capsys, tmp_path):
     assert f"{path}, data.init_args.synth.trian: there is no such option; did you mean train" in message
 
 
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [
+        (["normals.yaml"], "pose.yaml sets model.init_args.sigma, which NormalsTask does not have: lay it over "),
+        ([], "lay"),
+    ],
+)
+def test_an_overlay_over_another_task_says_where_it_belongs(first, words, capsys, experiments, monkeypatch):
+    monkeypatch.chdir(experiments.parent)
+    files = [f"experiments/{name}" for name in [*first, "paper/pose.yaml"]]
+    message = error_of(capsys, ["fit", *(word for file in files for word in ("--config", file))], code=2)
+    assert words in message and message.endswith("lay it over experiments/pose.yaml")
+
+
 def test_broken_yaml_is_named_with_its_line(capsys, tmp_path):
     path = tmp_path / "broken.yaml"
     path.write_text("model:\n  lr: [1\n")
@@ -259,7 +274,7 @@ def test_mistakes_without_a_config(args, code, words, capsys):
         (["--model.weights=nowhere.safetensors"], ["nowhere.safetensors", "no such file"]),
         (["--ckpt_path=nowhere.ckpt"], ["nowhere.ckpt", "no such checkpoint"]),
         (["--data.root=nowhere"], ["data.root=nowhere", "train, val, test"]),
-        (["--model.warmup_steps=99"], ["warmup_steps=99", "2 steps"]),
+        (["--model.warmup_steps=-1"], ["warmup_steps=-1", "2 steps"]),
         (["--data.batch_size=100"], ["data.batch_size"]),
         (["--trainer.max_steps=-1"], ["trainer.max_steps"]),
     ],
@@ -412,9 +427,57 @@ def test_a_failure_of_the_system_names_the_file_in_words():
 
 
 def test_a_run_that_does_not_begin_leaves_no_folder(config, tiny_normals, capsys, tmp_path):
-    args = ["fit", *config, *tiny_normals, f"--run.folder={tmp_path}", "--model.warmup_steps=99"]
-    assert "warmup_steps=99" in error_of(capsys, args, code=1)
-    assert not (tmp_path / "normals" / "version_0").exists()
+    args = ["fit", *config, *tiny_normals, f"--run.folder={tmp_path}", "--model.warmup_steps=-1"]
+    assert "warmup_steps=-1" in error_of(capsys, args, code=1)
+    assert not (tmp_path / "normals").exists()
+
+
+def test_a_first_try_shorter_than_the_warmup_runs(config, tiny_normals, tmp_path):
+    """The experiments warm up for 50 steps, and the first that anybody tries is a run of 20."""
+    args = ["fit", *config, *tiny_normals, f"--run.folder={tmp_path}", "--model.warmup_steps=50", "--model.lr=1e-3"]
+    args += ["--trainer.max_steps=8", "--trainer.val_check_interval=8", "--run.test=false"]
+    said = "model.warmup_steps=50 is no less than the run's 8 steps: the warm-up takes 4"
+    with pytest.warns(UserWarning, match=re.escape(said)):
+        assert main(args) == 0
+    assert (tmp_path / "normals" / "version_0" / "weights.safetensors").exists()
+
+
+def test_warnings_to_the_user_are_one_line():
+    from s2kit.lightning_cli import one_line_warning
+
+    assert one_line_warning("too short", UserWarning, "base.py", 3) == "s2kit: warning: too short\n"
+    assert "base.py:3: DeprecationWarning: old" in one_line_warning("old", DeprecationWarning, "base.py", 3)
+
+
+def test_the_first_line_says_what_follows_from_the_arch():
+    from s2kit.tasks import NormalsTask
+
+    small = {"backbone": {"embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32, "patch_size": 16}}
+    words = "lr 1e-4, layer decay 0.8, gradient clipped at 2"
+    head = {"upsample_channels": [8] * 4, "conv_channels": [8]}
+    task = NormalsTask(arch="sapiens2_0.4b", image_size=(32, 32), lr=1e-4, head=head, **small)
+    assert task.summary().endswith(f"of them trained; {words}") and words not in task.summary(training=False)
+    task.hparams.lr, task.hparams.arch = None, "sapiens2_1b"
+    assert task.summary().endswith("lr 5e-4, layer decay 0.9, gradient clipped at 4")
+
+
+def test_weights_may_be_read_by_whom_the_umask_says(run):
+    modes = {name: (run / name).stat().st_mode for name in ("weights.safetensors", "model.json")}
+    assert modes["weights.safetensors"] == modes["model.json"]
+
+
+def test_a_stop_before_the_first_checkpoint_has_nothing_to_go_on_from(config, tiny_normals, capsys, tmp_path):
+    from s2kit.tasks import NormalsTask
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    args = ["fit", *config, *tiny_normals, f"--run.folder={tmp_path}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NormalsTask, "training_step", stop)
+        assert main(args) == 130
+    out = capsys.readouterr().out
+    assert "nothing to go on from" in out and "to go on: " not in out
 
 
 def test_a_set_at_a_url_is_a_value_and_not_fetched_as_a_config(config, tiny_normals, capsys, tmp_path):

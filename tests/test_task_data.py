@@ -214,13 +214,76 @@ def test_every_person_of_a_picture_is_an_item(tmp_path, root):
     np.testing.assert_array_equal(batch["keypoints"][1], keypoints + 5)
     batch = next(iter(module.train_dataloader()))
     assert sorted(map(str, batch["person_id"])) == ["4", "b"] and batch["keypoints"].shape == (2, 17, 2)
-    with pytest.raises(UserError, match=r"keypoints are 'coco-17', and data.schema is 'coco-wholebody-133'"):
+    with pytest.raises(UserError, match=r"'coco-17', and data.schema is 'coco-wholebody-133'.*become nothing else"):
         make("PoseDataModule", root, schema="coco-wholebody-133", val=str(tmp_path / "set")).val_dataloader()
 
 
+PLAIN_POSE = dict.fromkeys(
+    ("flip", "half_body", "shift", "scale", "rotate", "photometric", "blur", "median", "hole"), 0.0
+)
+
+
+@pytest.mark.parametrize("schema", ["coco-17", "coco-wholebody-133", "openpose-25"])
+def test_keypoints_are_converted_on_loading(schema, root):
+    """The synthetic people have 308 points; the smaller sets take theirs from them by name, or as means of several."""
+    raw, target = ShardDataset(root / "val", per_person=True), load_keypoint_set(schema)
+    given, ids = raw[0], load_keypoint_set("sapiens2-308").ids
+    module = make("PoseDataModule", root, schema=schema)
+    batch = next(iter(module.val_dataloader()))
+    assert batch["keypoints"].shape == (2, len(target), 2) and batch["visibility"].dtype == UINT8
+    # OpenPose's neck is the middle of the shoulders, whatever else has that name.
+    shared = [name for name in target.names if name in ids and name != "neck"]
+    assert {"left_wrist", "right_wrist", "left_ankle", "right_ankle"} <= set(shared)
+    for name in shared:
+        seen = int(given["visibility"][ids[name]])
+        assert int(batch["visibility"][0, target.ids[name]]) == seen
+        expected = given["keypoints"][ids[name]] if seen else np.zeros(2)
+        np.testing.assert_array_equal(batch["keypoints"][0, target.ids[name]], expected)
+    if schema == "openpose-25":
+        hips = [ids["left_hip"], ids["right_hip"]]
+        middle = given["keypoints"][hips].mean(axis=0) * bool(given["visibility"][hips].all())
+        np.testing.assert_allclose(batch["keypoints"][0, 8], middle, rtol=1e-6)
+    # In training a mirrored picture swaps the converted points, by the target's own pairs.
+    as_is, mirrored = (
+        next(iter(make("PoseDataModule", root, schema=schema, augment={**PLAIN_POSE, "flip": flip}).train_dataloader()))
+        for flip in (0.0, 1.0)
+    )
+    assert as_is["key"] == mirrored["key"] and as_is["visibility"].any()
+    seen = as_is["visibility"] > 0
+    np.testing.assert_array_equal(mirrored["visibility"][:, target.flip_map] > 0, seen)
+    swapped = mirrored["keypoints"][:, target.flip_map]
+    np.testing.assert_allclose(SIZE[1] - swapped[..., 0][seen], as_is["keypoints"][..., 0][seen], atol=1e-3)
+    np.testing.assert_allclose(swapped[..., 1][seen], as_is["keypoints"][..., 1][seen], atol=1e-3)
+
+
+def test_parts_are_converted_on_loading(root):
+    """The first Sapiens' classes: all but Eyeglass (2), which is ignored; those behind it are numbered one less."""
+    raw = ShardDataset(root / "val")
+    batch = next(iter(make("SegmentationDataModule", root, schema="sapiens1-28").val_dataloader()))
+    for index, labels in enumerate(batch["labels"]):
+        parts = raw[index]["parts"].astype(np.int64)
+        expected = np.select([parts == 255, parts < 2, parts == 2], [255, parts, 255], parts - 1)
+        np.testing.assert_array_equal(labels, expected)
+        assert expected.max() > 2
+    module = make("SegmentationDataModule", root, schema="sapiens1-28", num_workers=1)
+    trained = next(iter(module.train_dataloader()))["labels"]
+    assert trained.shape == (2, *SIZE) and set(trained.unique().tolist()) <= {*range(28), 255}
+
+
+def test_samples_that_are_not_of_their_sets_schema_are_named(tmp_path, root):
+    picture = ShardDataset(root / "train")[0]["image"]
+    with ShardWriter(tmp_path / "set", info={"schemas": {"keypoints": "sapiens2-308"}}) as writer:
+        keypoints, visibility = np.full((17, 2), 20, np.float32), np.full(17, 2, np.uint8)
+        person = {"id": 1, "box": [2, 3, 40, 60], "keypoints": keypoints, "visibility": visibility}
+        writer.write({"key": "few", "image": picture, "people": [person]})
+    module = make("PoseDataModule", root, schema="coco-17", val=str(tmp_path / "set"))
+    with pytest.raises(SampleRejected, match=r"few.*it has 17 keypoints, keypoints_308 has 308"):
+        next(iter(module.val_dataloader()))
+
+
 def test_other_labels_are_refused_in_one_line(tmp_path, root):
-    with pytest.raises(UserError, match=r"train.*parts are 'sapiens2-29', and data.schema is 'sapiens1-28'"):
-        make("SegmentationDataModule", root, schema="sapiens1-28").train_dataloader()
+    with pytest.raises(UserError, match=r"train.*'sapiens2-29', and data.schema is 'lip-20': .* become sapiens1-28;"):
+        make("SegmentationDataModule", root, schema="lip-20").train_dataloader()
     with ShardWriter(tmp_path / "set") as writer:
         writer.write({"key": "bare", "image": np.zeros((64, 48, 3), np.uint8)})
     for name in ("PoseDataModule", "SegmentationDataModule", "PointmapDataModule", "AlbedoDataModule"):

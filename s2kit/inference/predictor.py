@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from data_modules.images import read_image
+from data_modules.images import ImageError
 from s2kit.errors import UserError
 from s2kit.inference.items import Job, PredictOptions, TaskRunner
 from s2kit.inference.people import BoxSource, People, Tracker, WholePicture, in_picture, make_people
@@ -246,9 +248,15 @@ def predict_images(
     boxes: Sequence[np.ndarray | None] | None,
 ) -> list[Any]:
     """See ``Task.predict``."""
+    _check_tile(tile)
+    given_pictures = [found for image in images for found in _meant(image)]
     for what, given in (("masks", masks), ("boxes", boxes)):
-        if given is not None and len(given) != len(images):
-            raise ValueError(f"{len(images)} pictures, but {len(given)} {what}: give one of each, or None, a picture")
+        if given is not None and any(getattr(picture, "is_video", False) for picture in given_pictures):
+            raise ValueError(f"{what} are given a picture; of a video give the frames, or use the command predict")
+        if given is not None and len(given) != len(given_pictures):
+            raise ValueError(
+                f"{len(given_pictures)} pictures, but {len(given)} {what}: give one of each, or None, a picture"
+            )
     if boxes is not None and not task.takes_boxes:
         raise ValueError(f"boxes are for poses; {task.name} takes the whole picture")
     if masks is not None and not task.takes_mask:
@@ -256,14 +264,8 @@ def predict_images(
     task.eval()
 
     def read() -> Iterator[Picture]:
-        for index, image in enumerate(images):
-            named = isinstance(image, str | Path)
-            picture = read_image(image) if named else np.ascontiguousarray(image)
-            if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-                raise ValueError(
-                    f"picture {index}: it must be uint8 (H, W, 3) RGB, got {picture.dtype} {picture.shape}"
-                )
-            yield Picture(str(index), str(index), picture)
+        for index, image in enumerate(_read(given_pictures, ahead=batch_size)):
+            yield Picture(str(index), str(index), image)
 
     def find_people(names: Sequence[str], pictures: Sequence[np.ndarray]) -> list[People]:
         return [_given_people(name, boxes[int(name)], picture) for name, picture in zip(names, pictures)]
@@ -288,6 +290,53 @@ def predict_images(
             raise ValueError(f"picture {result.picture.name}: {result.picture.error}")
         results.append(result.predictions[task.name])
     return results
+
+
+def _check_tile(tile: Any) -> None:
+    pair = isinstance(tile, Sequence) and not isinstance(tile, str) and len(tile) == 2
+    if tile not in (None, "auto") and not (pair and all(isinstance(side, int | np.integer) for side in tile)):
+        raise ValueError(f"tile={tile!r}: give (height, width) in pixels, 'auto' or None")
+
+
+def _meant(image: Any) -> Sequence[Any]:
+    """Return what one of the given ``images`` means: the sources of a name, else the picture itself."""
+    from s2kit.inference.inputs import find_sources
+
+    if not isinstance(image, str | Path):
+        return [image]
+    try:
+        return find_sources([str(image)])
+    except UserError as error:
+        raise ImageError(image, str(error)) from None
+
+
+def _read(pictures: Sequence[Any], ahead: int) -> Iterator[np.ndarray]:
+    """Yield the pictures (H, W, 3) of arrays, PIL's pictures and sources, which are read ahead of their turn."""
+    from s2kit.inference.inputs import Source, read_sources
+
+    index = 0
+    for named, group in groupby(pictures, lambda picture: isinstance(picture, Source)):
+        if named:
+            for picture in read_sources(group, ahead):
+                if picture.error is not None:
+                    raise ImageError(picture.source, picture.error)
+                yield picture.image
+                index += 1
+            continue
+        for image in group:
+            yield _array(image, index)
+            index += 1
+
+
+def _array(image: Any, index: int) -> np.ndarray:
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    array = np.ascontiguousarray(image)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+        raise ValueError(
+            f"picture {index}: it must be uint8 (H, W, 3) RGB, one of PIL's, or a path; got {array.dtype} {array.shape}"
+        )
+    return array
 
 
 def _given_people(name: str, boxes: np.ndarray | None, picture: np.ndarray) -> People:

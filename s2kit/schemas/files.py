@@ -16,7 +16,16 @@ PACKAGED = {
     "parts": {"sapiens2-29": "29", "sapiens1-28": "28", "lip-20": "lip_20", "cihp-20": "cihp_20"},
     "labels": {
         name: name
-        for name in ("dome-34", "wide-52", "internal-32", "lip-20", "lip-20-to-29", "cihp-20", "cihp-20-to-29")
+        for name in (
+            "dome-34",
+            "wide-52",
+            "internal-32",
+            "lip-20",
+            "lip-20-to-29",
+            "cihp-20",
+            "cihp-20-to-29",
+            "sapiens2-29-to-28",
+        )
     },
 }
 _OPPOSITE = {"left": "right", "right": "left", "l": "r", "r": "l"}

@@ -55,7 +55,7 @@ class Task(PredictionHooks, LightningModule):
         weight_decay: AdamW's decay, on matrices only.
         layer_decay: Factor on the learning rate from layer to layer; by default what was published for ``arch``.
         betas: AdamW's momenta.
-        warmup_steps: Optimiser steps of linear warm-up.
+        warmup_steps: Optimiser steps of linear warm-up; half of a run that is not longer.
         schedule: ``linear``, ``cosine`` or ``constant`` after the warm-up.
         clip: Limit on the gradient's global norm; by default what was published for ``arch``.
         flip_test: Whether evaluation and prediction average the output with that of the mirrored picture.
@@ -182,14 +182,20 @@ class Task(PredictionHooks, LightningModule):
             shard(self, self.device_mesh["data_parallel"], compute)
 
     def summary(self, training: bool = True) -> str:
-        """Return one line: the task, the backbone, its input and the numbers of parameters."""
+        """Return one line: the task, the backbone, its input, the numbers of parameters, and how it is trained."""
         backbone, head = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (self.backbone, self.decode_head))
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad) / 1e6
         height, width = self.image_size
         return (
             f"{self.name}: {self.hparams.arch} at {height} x {width}, {backbone:.1f} M parameters in the backbone and "
-            f"{head:.1f} M in the head" + (f", {trained:.1f} M of them trained" if training else "")
+            f"{head:.1f} M in the head"
+            + (f", {trained:.1f} M of them trained; {self._optimisation_summary()}" if training else "")
         )
+
+    def _optimisation_summary(self) -> str:
+        """Return the values that follow from task and arch where the config leaves them open."""
+        lr = np.format_float_scientific(self.lr, trim="-", exp_digits=1)
+        return f"lr {lr}, layer decay {self.layer_decay:g}, gradient clipped at {self.clip:g}"
 
     def exported_state(self) -> dict[str, Tensor]:
         """Return the weights that a finished run leaves for others."""
@@ -353,15 +359,26 @@ class Task(PredictionHooks, LightningModule):
         usual = optim.GRADIENT_CLIP.get(self.hparams.arch, optim.DEFAULT_GRADIENT_CLIP)
         return self.published_clip.get(self.hparams.arch, usual)
 
+    def _warmup(self) -> int:
+        """Return the steps of warm-up: a run too short for those asked for, as a first try is, gives it its half."""
+        if self.trainer.fast_dev_run:
+            return 0
+        steps, total = self.hparams.warmup_steps, self.total_steps
+        if steps < total:
+            return steps
+        rank_zero_warn(
+            f"model.warmup_steps={steps} is no less than the run's {total} steps: the warm-up takes {total // 2}"
+        )
+        return total // 2
+
     def configure_optimizers(self) -> dict[str, Any]:
         hparams, lr, layer_decay = self.hparams, self.lr, self.layer_decay
         groups = optim.parameter_groups(
             self.named_parameters(), lr, hparams.weight_decay, layer_decay, self.backbone.config.depth, self.decays
         )
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(hparams.betas), fused=True)
-        warmup = 0 if self.trainer.fast_dev_run else hparams.warmup_steps
         final = getattr(hparams, "final_lr", 0.0) / lr
-        factor = optim.learning_rate_factor(self.total_steps, warmup, hparams.schedule, final=final)
+        factor = optim.learning_rate_factor(self.total_steps, self._warmup(), hparams.schedule, final=final)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -149,7 +150,8 @@ class PredictionHooks:
         """Predict pictures of any size.
 
         Args:
-            images: A picture or several: uint8 arrays (H, W, 3) RGB, or paths.
+            images: A picture or several: uint8 arrays (H, W, 3) RGB, PIL's pictures, or what the command ``predict``
+                takes: a file, a folder, a glob pattern, a list (``.txt``), a video, the URL of a picture or a video.
             batch_size: Network inputs per forward pass: pictures, tiles or people.
             flip: Whether to average with the mirrored picture; by default as the model was built.
             scales: Factors on the network's input, whose outputs are averaged.
@@ -160,16 +162,16 @@ class PredictionHooks:
                 picture as one person.
 
         Returns:
-            One result a picture, at the picture's own size, as numpy (what it is, the task's ``finish`` says; poses
-            are (N, K, 3), N people).
+            One result a picture, in order, at the picture's own size, as numpy (what it is, the task's ``finish`` says;
+            poses are (N, K, 3), N people); of a video one a frame.
 
         Raises:
-            data_modules.images.ImageError: If a file cannot be read.
-            ValueError: If masks or boxes do not fit the pictures or the task.
+            data_modules.images.ImageError: If a file cannot be read, or a name means nothing.
+            ValueError: If masks or boxes do not fit the pictures or the task, or a picture or ``tile`` is none.
         """
         from s2kit.inference.predictor import predict_images
 
-        if isinstance(images, str | Path) or getattr(images, "ndim", None) == 3:
+        if isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", None) in (2, 3):
             images = [images]
             masks, boxes = ([given] if _is_one(given, rank) else given for given, rank in ((masks, 2), (boxes, 2)))
         return predict_images(self, images, batch_size, flip, scales, tile, masks, boxes)
