@@ -168,7 +168,7 @@ def frames_of(source: Source) -> Iterator[Picture]:
                         yield held
                     frame = Frame(source.name, index, seconds, reader.fps)
                     held = Picture(f"{source.name}/{index:06d}", f"{source.where}/{index:06d}", image, frame=frame)
-    except (ImageError, video.VideoError) as error:
+    except ImageError as error:
         if held is not None:
             yield held
         frame = Frame(source.name, -1, 0.0, Fraction(25), last=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from s2kit.errors import UserError
+from data_modules.images import ImageError
 
 #: Extensions, in any case, of what is taken for a video.
 EXTENSIONS = (
@@ -31,20 +31,8 @@ _MAY_LACK = (1.0, 0.02)
 _BT709, _LIMITED = 1, 1
 
 
-class VideoError(UserError):
-    """A video cannot be read or written.
-
-    Attributes:
-        path: The file's path.
-        reason: What is wrong with it.
-    """
-
-    def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(str(path), reason)
-        self.path, self.reason = str(path), reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+class VideoError(ImageError):
+    """A video cannot be read or written; ``path`` and ``reason`` as an ``ImageError`` has them."""
 
 
 def is_video(path: str | Path) -> bool:
