@@ -201,3 +201,15 @@ def test_overrides_of_one_arch_do_not_shape_another():
     config = other.backbone.config
     assert (config.embed_dim, config.depth, config.drop_path) == (768, 12, 0.25)
     assert other.decode_head.upsample_blocks[0][0].out_channels == 4 * 768
+
+
+def test_a_run_shorter_than_its_warmup_warms_up_for_half_of_it():
+    class Rates(NormalsTask):
+        def on_before_optimizer_step(self, optimizer):
+            rates.append(max(group["lr"] for group in optimizer.param_groups))
+
+    rates: list[float] = []
+    with pytest.warns(UserWarning, match="the warm-up takes 4"):
+        train(Rates(**{**TINY, "warmup_steps": 50}, lr=1e-3), [sample("a"), sample("bb")] * 8, steps=8)
+    assert len(rates) == 8
+    assert rates.index(max(rates)) == 4 and max(rates) == pytest.approx(1e-3)
