@@ -1,6 +1,7 @@
 """What a backbone in pretraining knows of people, told now and then from labelled pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -54,17 +55,19 @@ class OnlineProbes(Callback):
             return
         self._validations += 1
         if self._validations % self.every == 0 and trainer.is_global_zero:
-            with trainer.precision_plugin.forward_context():
-                values = self.score(pl_module, trainer.datamodule)
+            values = self.score(pl_module, trainer.datamodule, trainer.precision_plugin.forward_context)
             named = {f"probe/{name}": value for name, value in values.items()}
             pl_module.log_dict(named, batch_size=1, rank_zero_only=True)
 
-    def score(self, task: Any, data: Any = None) -> dict[str, float]:
+    def score(
+        self, task: Any, data: Any = None, context: Callable[[], AbstractContextManager] = nullcontext
+    ) -> dict[str, float]:
         """Return what is logged, without ``probe/``.
 
         Args:
             task: A pretraining, in evaluation mode.
             data: Its data module, whose synthetic sets are used where none is named.
+            context: The backbone runs in it, the probes do not: they need full precision.
 
         Raises:
             UserError: There are no labelled sets.
@@ -80,7 +83,9 @@ class OnlineProbes(Callback):
                 raise UserError("OnlineProbes needs labelled sets: name train and val, both of data synth")
             self._pictures = [self._read(source, task.image_size) for source in sources]
         cache = FeatureCache(task.exported_backbone, self.batch_size)
-        first, second = (cache.cls(cache.rows(pictures)) for pictures, _ in self._pictures)
+        with context():
+            rows = [cache.rows(pictures) for pictures, _ in self._pictures]
+        first, second = (cache.cls(each) for each in rows)
         values = {}
         for name in self._pictures[0][1][0]:
             labels = number_classes(*([classes[name] for classes in each] for _, each in self._pictures))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s2kit.losses.masked import at_least_float32
+from s2kit.precision import without_autocast
 
 
 def all_sum(x: Tensor) -> Tensor:
@@ -50,8 +51,10 @@ class SoftmaxCentring(nn.Module):
         if self.training:
             rows = logits.flatten(0, -2)
             total = all_sum(counts * torch.cat([rows.sum(0), rows.new_tensor([len(rows)])]))
-            share = (1 - self.momentum) * (total[-1] > 0)
-            self.centre.lerp_(total[None, :-1] / total[-1].clamp(min=1), share.to(self.centre.dtype))
+            mean = total[None, :-1] / total[-1].clamp(min=1)
+            # A step whose loss is not finite is skipped, and must leave nothing behind here either.
+            counted = (total[-1] > 0) & total.isfinite().all()
+            self.centre.copy_(torch.where(counted, self.centre.lerp(mean, 1 - self.momentum), self.centre))
         return probabilities
 
 
@@ -106,6 +109,7 @@ def contrast_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1) ->
     if globals_ < 1 or views < max(globals_, 2):
         raise ValueError(f"{views} views of the student and {globals_} of the teacher make no pair of different views")
     logs = F.log_softmax(at_least_float32(student) / temperature, dim=-1)
-    crossed = -torch.einsum("tbp,sbp->ts", teacher.detach().to(logs.dtype), logs) / student.shape[1]
+    with without_autocast(logs):
+        crossed = -torch.einsum("tbp,sbp->ts", teacher.detach().to(logs.dtype), logs) / student.shape[1]
     different = ~torch.eye(globals_, views, dtype=torch.bool, device=student.device)
     return (crossed * different).sum() / different.sum()

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from s2kit.losses.masked import at_least_float32
+from s2kit.precision import without_autocast
 
 #: Added to a distance before its logarithm: two equal embeddings are no infinite loss.
 DISTANCE_EPS = 1e-8
@@ -24,7 +25,7 @@ def koleo_loss(embeddings: Tensor) -> Tensor:
     if len(embeddings) < 2:
         return at_least_float32(embeddings).sum() * 0.0
     unit = F.normalize(at_least_float32(embeddings), dim=-1, eps=1e-8)
-    with torch.no_grad():
+    with torch.no_grad(), without_autocast(unit):
         likeness = unit @ unit.T
         nearest = likeness.fill_diagonal_(-2).argmax(dim=1)
     # The square root's slope is infinite at 0: the distance of equal embeddings must not reach it.

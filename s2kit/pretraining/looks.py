@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from s2kit.precision import without_autocast
+
 #: Share of the features' values that is cut off at either end before they become colours.
 CUT = 0.02
 
@@ -24,7 +26,9 @@ def cls_attention(backbone: nn.Module, images: Tensor) -> Tensor:
         q, k, _ = attention.project(*arguments)
         q, k = q[:, :1].float().transpose(1, 2), k.float().permute(0, 2, 3, 1)
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-        rows.append((q @ k / q.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=1)[:, 0, backbone.num_prefix :])
+        with without_autocast(q):
+            shares = (q @ k / q.shape[-1] ** 0.5).softmax(dim=-1)
+        rows.append(shares.mean(dim=1)[:, 0, backbone.num_prefix :])
 
     # A hook runs where the block's weights are gathered, if they are sharded; compiled blocks would not call it.
     handle = backbone.blocks[-1].attn.register_forward_pre_hook(look)
@@ -53,8 +57,9 @@ def feature_colours(patches: Tensor) -> Tensor:
     x = patches.float().permute(0, 2, 3, 1).flatten(0, 2)
     x = x - x.mean(dim=0)
     # The directions of a D x D matrix: its size does not grow with the batch.
-    directions = torch.linalg.eigh(x.T @ x).eigenvectors[:, -3:].flip(1)
-    scores = (x @ directions).unflatten(0, (batch, height, width))
+    with without_autocast(x):
+        directions = torch.linalg.eigh(x.T @ x).eigenvectors[:, -3:].flip(1)
+        scores = (x @ directions).unflatten(0, (batch, height, width))
     middle = torch.zeros(height, width, dtype=torch.bool, device=x.device)
     middle[height // 4 : height - height // 4, width // 4 : width - width // 4] = True
     sign = (scores[:, middle].mean(dim=(0, 1)) - scores[:, ~middle].mean(dim=(0, 1))).sign()

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from s2kit.precision import without_autocast
+
 #: Pictures that are compared with all training pictures at a time.
 CHUNK = 1024
 
@@ -37,7 +39,8 @@ def knn_predict(
     classes = int(train_labels.max()) + 1
     votes = []
     for part in features.split(CHUNK):
-        similarity, nearest = (F.normalize(part.float(), dim=1) @ bank.T).topk(min(k, len(bank)), dim=1)
+        with without_autocast(part):
+            similarity, nearest = (F.normalize(part.float(), dim=1) @ bank.T).topk(min(k, len(bank)), dim=1)
         # Relative to the nearest, so that no exponential overflows; the order of the sums stays.
         weight = ((similarity - similarity[:, :1]) / temperature).exp()
         count = weight.new_zeros(len(part), classes)

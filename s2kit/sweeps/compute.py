@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from s2kit.sweeps.config import Sweep, Trial
+from s2kit.sweeps.config import Sweep, Trial, contents_of
 
 FLOPS = "flops.json"
 
@@ -37,7 +37,7 @@ class Budget:
         return 0 if step is None else max(1, round(flops / self._cost(trial.words(step.command, steps="1000"))))
 
     def _cost(self, words: list[str]) -> float:
-        key, path = shlex.join(words), self.sweep.folder / FLOPS
+        key, path = f"{shlex.join(words)} {contents_of(words)}".rstrip(), self.sweep.folder / FLOPS
         with self._lock:
             known = json.loads(path.read_text()) if path.is_file() else {}
             if key not in known:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,13 @@ class Sweep:
         return [
             Trial(self, dict(zip(self.grid, values))) for values in itertools.product(*map(list, self.grid.values()))
         ]
+
+
+def contents_of(words: Sequence[str]) -> str:
+    """Return a digest of what the YAML files among a command's words say, comments left out; empty without any."""
+    paths = [Path(word.rpartition("=")[2]) for word in words if word.endswith((".yaml", ".yml"))]
+    said = [yaml.safe_load(path.read_text()) for path in paths if path.is_file()]
+    return hashlib.sha256(json.dumps(said, default=str).encode()).hexdigest()[:16] if said else ""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import shlex
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ from typing import IO
 from data_modules.locking import hold_alone
 from s2kit.errors import UserError
 from s2kit.sweeps.compute import Budget
-from s2kit.sweeps.config import Step, Sweep, Trial, base_placeholders, fill
+from s2kit.sweeps.config import Step, Sweep, Trial, base_placeholders, contents_of, fill
 from s2kit.sweeps.processes import STOPPED, Processes, reason_of
 from s2kit.sweeps.state import State
 from s2kit.sweeps.study import Study
@@ -54,6 +54,7 @@ class Runner:
     Attributes:
         sweep, budget, processes: See there.
         retry: Whether failed trials are run again.
+        only: Axis -> values; trials of others are not run.
         say: Prints a line.
     """
 
@@ -61,6 +62,7 @@ class Runner:
     budget: Budget
     processes: Processes
     retry: bool = False
+    only: Mapping[str, Collection[str]] = field(default_factory=dict)
     say: Callable[[str], None] = print
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -91,7 +93,7 @@ class Runner:
         """Run trials until there are none left; tell whether a step was stopped from outside."""
         study = Study(self.sweep)
         try:
-            for trial in self.sweep.trials():
+            for trial in self._wanted():
                 if self._stop.is_set() or not left.acquire(blocking=False):
                     break
                 if not self._try(trial, study):
@@ -100,6 +102,13 @@ class Runner:
             self._stop.set()
             return True
         return False
+
+    def _wanted(self) -> list[Trial]:
+        return [
+            trial
+            for trial in self.sweep.trials()
+            if all(trial.point[axis] in values for axis, values in self.only.items())
+        ]
 
     # ------------------------------------------------------------------------------------------------ set-up
 
@@ -155,6 +164,11 @@ class Runner:
                     f"{trial.folder} was begun with another command of {step.name}: {before!r}, and now it would be "
                     f"{now!r}. Give the sweep another folder, or delete that one"
                 )
+            if state.contents.get(step.name, now_said := contents_of(self.words(trial, step))) != now_said:
+                raise UserError(
+                    f"{trial.folder}: a config that {step.name} names says something else than when it was begun: "
+                    f"{now!r}. Give the sweep another folder, or delete that one"
+                )
 
     # ------------------------------------------------------------------------------------------------ a trial
 
@@ -195,7 +209,7 @@ class Runner:
     def _run_step(self, trial: Trial, step: Step, state: State, lock: IO[str] | None) -> None:
         words = self.words(trial, step)
         command, before = shlex.join(words), state.commands.get(step.name)
-        state.commands[step.name] = command
+        state.commands[step.name], state.contents[step.name] = command, contents_of(words)
         state.write(trial)
         goes_on = step.resume is not None and before == command and trial.path(step.resume[0]).is_file()
         if goes_on:

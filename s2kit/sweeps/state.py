@@ -17,6 +17,7 @@ class State:
 
     Attributes:
         commands: Step -> its command when it was begun.
+        contents: Step -> digest of the YAML files that the command names, as they were then.
         seconds: Step -> how long it took, over all times that it was gone on with.
         done: Finished steps.
         values: Results of a finished trial.
@@ -24,6 +25,7 @@ class State:
     """
 
     commands: dict[str, str] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
     values: dict[str, float] = field(default_factory=dict)

@@ -55,7 +55,8 @@ def main(args: list[str]) -> int:
         threads = options.threads
         if threads is None and "OMP_NUM_THREADS" not in os.environ:
             threads = max(1, (os.cpu_count() or 1) // options.jobs)
-        runner = Runner(sweep, budget, Processes(threads), options.retry, say=lambda line: print(line, flush=True))
+        only = chosen(sweep, options.only)
+        runner = Runner(sweep, budget, Processes(threads), options.retry, only, lambda line: print(line, flush=True))
         with stopping_at_termination():
             try:
                 runner.run(options.trials, options.jobs)
@@ -75,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, metavar="FILE", help="the sweep")
     parser.add_argument("--show", action="store_true", help="run nothing; say what is done and write the tables")
     parser.add_argument("--trials", type=whole(1), metavar="N", help="run at most so many trials now (default: all)")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="AXIS=VALUE[,VALUE]", help="run the trials of these values alone"
+    )
     parser.add_argument("--folder", metavar="DIR", help="in place of the config's folder")
     parser.add_argument("--flops", type=real(1), metavar="X", help="in place of the config's equal compute")
     parser.add_argument("--jobs", type=whole(1), default=1, metavar="N", help="trials at a time (default: 1)")
@@ -83,6 +87,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--retry", action="store_true", help="run failed trials again")
     return parser
+
+
+def chosen(sweep: Sweep, only: list[str]) -> dict[str, list[str]]:
+    """Return axis -> values of ``AXIS=VALUE[,VALUE]``.
+
+    Raises:
+        UserError: The grid has no such axis or value.
+    """
+    found = {}
+    for text in only:
+        axis, _, values = text.partition("=")
+        found[axis] = values.split(",")
+        wrong = [value for value in found[axis] if value not in sweep.grid.get(axis, {})]
+        if wrong:
+            known = "; ".join(f"{name}={','.join(values)}" for name, values in sweep.grid.items())
+            raise UserError(f"--only {text}: the grid has {known}")
+    return found
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from s2kit.sweeps.processes import Processes, reason_of
 from s2kit.sweeps.runner import InUse, held
 from s2kit.sweeps.state import State
 from s2kit.sweeps.study import Study
-from s2kit.tools.sweep import count_apart, step_flops
+from s2kit.tools.sweep import chosen, count_apart, step_flops
 
 # ---------------------------------------------------------------------------------------------------- running
 
@@ -140,6 +141,35 @@ def test_results_of_other_commands_are_not_mixed(config, run, fake):
     config.write_text(config.read_text().replace("flops: 1.0e+6", "flops: 2.0e+6"))
     with pytest.raises(UserError, match=r"another command of pretrain: \"fit.*max_steps=100.*max_steps=200"):
         run(config, fake())
+
+
+def test_results_of_a_config_that_was_edited_since_are_not_mixed(config, tmp_path, run, fake):
+    named = tmp_path / "named.yaml"
+    named.write_text("lr: 1.0\n")
+    for option in (f"--config {named}", f"--config={named}"):
+        config.write_text(config.read_text().replace("fit {objective}", f"fit {option} {{objective}}"))
+        processes = fake()
+        run(config, processes)
+        named.write_text("# a comment says nothing else\nlr: 1\n".replace("1\n", "1.0\n"))
+        run(config, processes)
+        named.write_text("lr: 2.0\n")
+        with pytest.raises(UserError, match="a config that pretrain names says something else"):
+            run(config, processes)
+        shutil.rmtree(tmp_path / "sweep")
+        config.write_text(config.read_text().replace(f"{option} ", ""))
+        named.write_text("lr: 1.0\n")
+
+
+def test_only_some_values_of_the_grid(config, run, fake):
+    processes = fake()
+    sweep, _ = run(config, processes, only={"objective": ["joint"], "seed": ["1"]})
+    assert [trial.name for trial in sweep.trials() if State.read(trial).values] == ["seed=1,objective=joint"]
+    run(config, processes)
+    assert len(processes.of("probe")) == 4
+    assert chosen(sweep, ["objective=joint,scratch", "seed=0"]) == {"objective": ["joint", "scratch"], "seed": ["0"]}
+    for wrong in ("objective=none", "objective", "lr=1"):
+        with pytest.raises(UserError, match=rf"--only {wrong}: the grid has seed=0,1; objective=scratch,joint"):
+            chosen(sweep, [wrong])
 
 
 def test_a_trial_that_another_process_has_is_left_to_it(config, run, fake):
