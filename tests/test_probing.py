@@ -20,6 +20,7 @@ from s2kit.probing.features import FeatureCache
 from s2kit.probing.knn import knn_accuracy, knn_predict, majority_accuracy
 from s2kit.probing.labels import number_classes, picture_classes
 from s2kit.probing.linear import STRENGTHS, fit_ridge, linear_probe
+from s2kit.probing.regression import explained, picture_numbers, run_regression_probes
 from s2kit.tasks import NormalsTask
 
 
@@ -80,7 +81,8 @@ def test_ridge_chooses_its_strength_by_leaving_each_sample_out():
         errors.append(np.mean(squares))
     best = STRENGTHS[int(np.argmin(errors))]
     assert STRENGTHS[0] < best < STRENGTHS[-1]
-    chosen, fixed = fit_ridge(train, labels), fit_ridge(train, labels, [best])
+    values = F.one_hot(labels)
+    chosen, fixed = fit_ridge(train, values), fit_ridge(train, values, [best])
     torch.testing.assert_close(chosen, fixed)
     rows = np.c_[x, np.ones(len(x))]
     penalty = np.diag([len(x) * best] * x.shape[1] + [0.0])
@@ -204,6 +206,35 @@ def test_class_probes_on_pictures_of_both_sets(people):
     given = [results[f"{name}/cls/knn5"] for name in ("action", "garment", "view")]
     assert results["cls/knn5"] == pytest.approx(np.mean(given))
     assert results["mean/linear"] >= results["majority"] > 0
+
+
+def test_numbers_of_a_picture():
+    image, alpha = np.full((20, 10, 3), 200, np.uint8), np.zeros((20, 10), np.uint8)
+    image[5:15], alpha[5:15] = 0, 255
+    keypoints = np.tile(np.array([2.5, 15.0], np.float32), (308, 1))
+    numbers = picture_numbers({"image": image, "alpha": alpha, "keypoints": keypoints})
+    np.testing.assert_allclose(numbers["keypoints"], np.tile([0.25, 0.75], 17))
+    assert numbers["area"].tolist() == [0.5] and numbers["background"].tolist() == [200, 200, 200]
+    full = {"image": image, "alpha": np.full_like(alpha, 255), "keypoints": keypoints}
+    assert picture_numbers(full)["background"].tolist() == [100, 100, 100]
+
+
+def test_explained_variance_is_that_of_held_out_values():
+    rng = torch.Generator().manual_seed(0)
+    features, noise = torch.randn(600, 4, generator=rng).double(), torch.randn(600, 2, generator=rng).double()
+    values = features[:, :2] @ torch.tensor([[2.0, 1.0], [0.0, 1.0]]).double() + 5 + noise
+    found = explained(features[:400], values[:400], features[400:], values[400:])
+    # Variances 4 + 1 and 1 + 1 of which the noise is 1 each.
+    assert found == pytest.approx(1 - 2 / (5 + 3), abs=0.05)
+    assert abs(explained(noise[:400], features[:400], noise[400:], features[400:])) < 0.03
+
+
+def test_regression_tells_who_sees_from_who_is_blind(people):
+    fields = {"arch": "sapiens2_nano", "image_size": (64, 48)}
+    results = run_regression_probes(FeatureCache(Pixels(blind=False)), fields, {"root": str(people)}, (None, None))
+    assert set(results) == {f"{f}/{n}" for f in ("cls", "mean") for n in ("keypoints", "area", "background")}
+    blind = run_regression_probes(FeatureCache(Pixels(blind=True)), fields, {"root": str(people)}, (None, None))
+    assert results["mean/background"] > 50 > 10 > blind["mean/background"]
 
 
 def test_the_backbone_of_a_tasks_weights(tmp_path):

@@ -1,4 +1,4 @@
-"""A linear classifier on features, solved in closed form."""
+"""Linear regression and classification on features, solved in closed form."""
 
 from collections.abc import Sequence
 
@@ -12,27 +12,27 @@ STRENGTHS = tuple(10.0**exponent for exponent in range(-5, 3))
 
 @torch.no_grad()
 def fit_ridge(
-    train_features: Tensor, train_labels: Tensor, strengths: Sequence[float] = STRENGTHS
+    train_features: Tensor, train_values: Tensor, strengths: Sequence[float] = STRENGTHS
 ) -> tuple[Tensor, Tensor]:
-    """Fit one-hot labels by ridge regression on standardised features.
+    """Fit a ridge regression on standardised features.
 
     The strength is the one of least squared leave-one-out error, which the singular values give in closed form:
     (y - prediction) / (1 - leverage) is the error at a sample that was left out.
 
     Args:
         train_features: (N, D) floating point, N at least 2.
-        train_labels: int64 (N,), from 0.
+        train_values: (N, C); labels as one-hot rows.
         strengths: To choose from.
 
     Returns:
-        Weight float64 (D, C) and bias float64 (C,): ``features @ weight + bias`` is highest for the class told.
+        Weight float64 (D, C) and bias float64 (C,): ``features @ weight + bias`` are the values told.
 
     Raises:
         ValueError: There are fewer than two training features.
     """
     if len(train_features) < 2:
         raise ValueError(f"a linear probe needs at least two training features, got {len(train_features)}")
-    x, y = train_features.double(), F.one_hot(train_labels).double()
+    x, y = train_features.double(), train_values.double()
     mean, share = x.mean(dim=0), y.mean(dim=0)
     scale = x.std(dim=0, correction=0)
     # What is the same in all pictures says nothing; divided by its rounding error it would.
@@ -61,5 +61,5 @@ def linear_probe(train_features: Tensor, train_labels: Tensor, features: Tensor,
     Raises:
         ValueError: There are fewer than two training features.
     """
-    weight, bias = fit_ridge(train_features, train_labels)
+    weight, bias = fit_ridge(train_features, F.one_hot(train_labels))
     return 100 * float(((features.double() @ weight + bias).argmax(dim=1) == labels).double().mean())

@@ -21,17 +21,20 @@ from s2kit.probing.backbones import load_backbone, random_backbone
 from s2kit.probing.classes import run_class_probes
 from s2kit.probing.dense import PROBES, Training, run_probe
 from s2kit.probing.features import FeatureCache
+from s2kit.probing.regression import run_regression_probes
 from s2kit.report import show
 from s2kit.tools.arguments import OneLineParser, real, whole
 
-CLASSES = "knn"
+CLASSES, NUMBERS = "knn", "regression"
+ALL = [*PROBES, CLASSES, NUMBERS]
 #: Paths per pixel of the pictures that are made: those of the shipped experiments.
 SAMPLES_PER_PIXEL = 8
 
 _DESCRIPTION = """\
 Score a frozen backbone: its features of labelled pictures are computed once, then each task trains a light head on
 them, the same way for every backbone, and scores it on other people. knn needs no training: what the person does and
-wears is told from the nearest pictures, and by a linear classifier.
+wears is told from the nearest pictures, and by a linear classifier. Nor does regression: where the person's joints
+are, how much of the picture it covers and the background's colour, in % of variance explained.
 
   python -m s2kit probe --weights runs/pretrain/version_0/weights.safetensors --out probe.json
   python -m s2kit probe --random experiments/pretrain.yaml --probes normals knn
@@ -89,6 +92,8 @@ def probe(
         started = time.monotonic()
         if name == CLASSES:
             results["probes"][name] = run_class_probes(cache, fields, data, counts)
+        elif name == NUMBERS:
+            results["probes"][name] = run_regression_probes(cache, fields, data, counts)
         else:
             results["probes"][name] = run_probe(name, cache, fields, data, counts, training)
         results["seconds"][name] = round(time.monotonic() - started, 2)
@@ -106,8 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     whose.add_argument("--weights", metavar="FILE", help="weights in any layout (docs/checkpoints.md)")
     whose.add_argument("--random", metavar="CONFIG", help="random weights, of the backbone that a config's model has")
     parser.add_argument(
-        "--probes", nargs="+", choices=[*PROBES, CLASSES], default=[*PROBES, CLASSES], metavar="PROBE",
-        help=f"of {', '.join([*PROBES, CLASSES])} (default: all)",
+        "--probes", nargs="+", choices=ALL, default=ALL, metavar="PROBE", help=f"of {', '.join(ALL)} (default: all)",
     )  # fmt: skip
     parser.add_argument("--out", metavar="FILE.json", help="where to write the results")
     parser.add_argument(
@@ -199,6 +203,11 @@ def print_results(about: dict[str, Any], results: dict[str, Any]) -> None:
         if name == CLASSES:
             for metric in ("cls/knn20", "mean/knn20", "both/knn20", "both/linear"):
                 table.add_row(name, f"{metric}, %", show(values[metric]), show(values["majority"]), seconds)
+                name = seconds = ""
+            continue
+        if name == NUMBERS:
+            for metric, value in values.items():
+                table.add_row(name, f"{metric}, % explained", show(value), "0", seconds)
                 name = seconds = ""
             continue
         metric = PROBES[name].metric
