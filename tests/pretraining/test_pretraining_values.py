@@ -1,0 +1,127 @@
+"""Values that no curve shows at once: what is drawn, coloured, spread, sharpened and scheduled."""
+
+import math
+
+import numpy as np
+import pytest
+import ranks_run
+import torch
+
+from s2kit.pretraining import Pretraining
+from s2kit.pretraining.views import crop_and_resize
+
+#: What ``local_colours`` says of a crop that keeps its colours.
+SAME = [1.0, 1, 1, 0, 0, 0, 0]
+
+
+def module(**options) -> Pretraining:
+    torch.manual_seed(0)
+    return Pretraining(**{**ranks_run.TASK, **options})
+
+
+def test_crops_have_the_areas_aspects_and_flips_that_were_asked_for_and_each_its_own():
+    size, seeds = (1024, 768), range(400)  # the network input's aspect, so that almost every crop fits
+    task = module(crop_scale=(0.5, 0.8), local_scale=(0.1, 0.3), crop_aspect=(0.8, 1.25), flip=0.5)
+    drawn = task.multi_crop.draw([size] * len(seeds), seeds)
+    boxes = torch.cat([drawn["boxes"], drawn["local_boxes"]]).double().unflatten(0, (2 + 4, -1))
+    flips = torch.cat([drawn["flips"], drawn["local_flips"]]).unflatten(0, (2 + 4, -1))
+    left, top, right, bottom = boxes.unbind(-1)
+    assert (boxes >= 0).all() and (right <= 768.001).all() and (bottom <= 1024.001).all()
+    areas = (right - left) * (bottom - top) / (1024 * 768)
+    for found, (low, high) in ((areas[:2], (0.5, 0.8)), (areas[2:], (0.1, 0.3))):
+        assert low - 1e-4 < found.min() < low + 0.01 and high - 0.01 < found.max() < high + 1e-4
+        assert found.mean().item() == pytest.approx((low + high) / 2, abs=0.02)
+    aspects = (right - left) / (bottom - top) / (768 / 1024)
+    assert 0.8 - 1e-4 < aspects.min() < 0.81 and 1.24 < aspects.max() < 1.25 + 1e-4
+    assert aspects.log().mean().item() == pytest.approx(0, abs=0.01)
+    for i in range(6):
+        assert flips[i].float().mean().item() == pytest.approx(0.5, abs=0.1)  # four standard deviations
+        for j in range(i):
+            assert (boxes[i] != boxes[j]).any(-1).all(), "two views of a picture are one crop"
+            assert (flips[i] == flips[j]).float().mean().item() == pytest.approx(0.5, abs=0.1)
+    assert len(boxes[0].unique(dim=0)) == len(seeds)
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_crops_are_flipped_never_or_always(flip):
+    drawn = module(flip=flip).multi_crop.draw([(64, 48)] * 20, range(20))
+    assert (drawn["flips"] == bool(flip)).all() and (drawn["local_flips"] == bool(flip)).all()
+
+
+def test_local_crops_change_their_colours_where_it_was_drawn_and_global_ones_never():
+    task = module(colours={"jitter": 0.4, "grayscale": 0.1, "blur": 0.0, "solarise": 0.2})
+    batch = task.draw_views(ranks_run.batches(1, 4)[0], training=True)
+    plain = crop_and_resize(batch["image"].repeat(4, 1, 1, 1), batch["local_boxes"], batch["local_flips"], (16, 8))
+    difference = (task.local_views(batch) - task.normalise(plain)).abs().amax((1, 2, 3))
+    changed = (batch["local_colours"] != torch.tensor(SAME)).any(1)
+    assert 3 < changed.sum() < 13
+    assert (difference[changed] > 0.02).all() and (difference[~changed] < 1e-4).all()
+    whole = crop_and_resize(batch["image"].repeat(2, 1, 1, 1), batch["boxes"], batch["flips"], (32, 24))
+    torch.testing.assert_close(task.global_views(batch), task.normalise(whole))
+
+
+def test_without_any_probability_local_crops_keep_their_colours():
+    task = module(colours={"jitter": 0.0, "grayscale": 0.0, "blur": 0.0, "solarise": 0.0})
+    batch = task.draw_views(ranks_run.batches(1, 4)[0], training=True)
+    assert (batch["local_colours"] == torch.tensor(SAME)).all()
+    plain = crop_and_resize(batch["image"].repeat(4, 1, 1, 1), batch["local_boxes"], batch["local_flips"], (16, 8))
+    torch.testing.assert_close(task.local_views(batch), task.normalise(plain), atol=1e-4, rtol=0)
+
+
+def test_koleo_is_the_mean_over_global_views_of_the_distances_to_nearest_neighbours():
+    task = module().eval()
+    batch = task.draw_views(ranks_run.batches(1, 5)[0], training=True)
+    cls = task.backbone.forward_visible(task.global_views(batch), batch["keep"]).cls.detach().double().numpy()
+    by_view = []
+    for unit in (cls / np.linalg.norm(cls, axis=1, keepdims=True)).reshape(2, 5, -1):
+        distances = np.linalg.norm(unit[:, None] - unit, axis=-1)
+        distances[np.diag_indices(5)] = np.inf
+        by_view.append(-np.log(distances.min(1)).mean())
+    assert abs(by_view[0] - by_view[1]) > 1e-2
+    assert task.training_losses(batch)["koleo"].item() == pytest.approx(np.mean(by_view), rel=1e-4)
+
+
+def test_the_teacher_softens_with_the_steps_as_far_as_is_said():
+    task = module(teacher_temperature=(0.065, 0.07), temperature_steps=1000).eval()
+    torch.nn.init.normal_(task.centring.centre, std=0.2)
+    batch = task.draw_views(ranks_run.batches(1, 3)[0], training=True)
+    views = task.global_views(batch)
+    with torch.no_grad():
+        logits = task.teacher["head"](task.teacher["backbone"](views).cls).view(2, 3, -1)
+    centred = (logits - task.centring.centre).double().numpy()
+    for step, temperature in ((0, 0.065), (500, 0.0675), (1000, 0.07), (2000, 0.07)):
+        powers = np.exp(centred / temperature)
+        expected = powers / powers.sum(-1, keepdims=True)
+        np.testing.assert_allclose(task.teacher_probabilities(views, step), expected, rtol=1e-4, err_msg=f"{step=}")
+
+
+class Length:
+    """A trainer of known length."""
+
+    fast_dev_run = False
+    global_step = 0
+
+    def __init__(self, steps: int) -> None:
+        self.max_steps = steps
+
+
+def test_the_optimiser_has_the_momenta_given_and_a_learning_rate_that_peaks_and_ends_as_given():
+    options = {"lr": 2e-3, "final_lr": 3e-5, "warmup_steps": 4, "schedule": "cosine", "betas": (0.8, 0.97)}
+    task = module(**options)
+    task._trainer = Length(20)
+    built = task.configure_optimizers()
+    optimizer, scheduler = built["optimizer"], built["lr_scheduler"]["scheduler"]
+    assert isinstance(optimizer, torch.optim.AdamW) and built["lr_scheduler"]["interval"] == "step"
+    assert [group["betas"] for group in optimizer.param_groups] == [(0.8, 0.97)] * len(optimizer.param_groups)
+    rates = []
+    for _ in range(21):
+        assert len({group["lr"] for group in optimizer.param_groups}) == 1
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:5] == pytest.approx([2e-3 * (1e-3 + (1 - 1e-3) * step / 4) for step in range(5)])
+    assert rates[4] == pytest.approx(2e-3) and max(rates) == rates[4]
+    assert rates[12] == pytest.approx((2e-3 + 3e-5) / 2)
+    # The cosine comes to its end when the last step is made; that step itself is 15/16 of the way.
+    assert rates[19] == pytest.approx(3e-5 + (2e-3 - 3e-5) * 0.5 * (1 + math.cos(math.pi * 15 / 16)))
+    assert rates[20] == pytest.approx(3e-5)
