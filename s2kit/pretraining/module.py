@@ -355,10 +355,12 @@ class Pretraining(Task):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         step, options = self.global_step, self.hparams
-        for group in optimizer.param_groups:
-            # Groups without decay stay without it.
-            if group["weight_decay"] and options.final_weight_decay is not None:
-                group["weight_decay"] = self.scheduled(options.weight_decay, options.final_weight_decay, step)
+        if options.final_weight_decay is not None:
+            decay = self.scheduled(options.weight_decay, options.final_weight_decay, step)
+            for group in optimizer.param_groups:
+                # Groups without decay stay without it. Their value does not tell them: a decay may begin at 0.
+                if self.decays(group["names"][0], group["params"][0]):
+                    group["weight_decay"] = decay
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # Here and not at the end of the batch, which comes after the checkpoint of this step.
         if options.contrast:

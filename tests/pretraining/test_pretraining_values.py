@@ -125,3 +125,26 @@ def test_the_optimiser_has_the_momenta_given_and_a_learning_rate_that_peaks_and_
     # The cosine comes to its end when the last step is made; that step itself is 15/16 of the way.
     assert rates[19] == pytest.approx(3e-5 + (2e-3 - 3e-5) * 0.5 * (1 + math.cos(math.pi * 15 / 16)))
     assert rates[20] == pytest.approx(3e-5)
+
+
+def test_a_weight_decay_that_begins_at_0_is_followed_also_by_a_run_that_goes_on(tmp_path, monkeypatch):
+    seen = []
+    original = Pretraining.optimizer_step
+
+    def optimizer_step(task, epoch, batch_idx, optimizer, optimizer_closure=None):
+        original(task, epoch, batch_idx, optimizer, optimizer_closure)
+        seen.append({name: group["weight_decay"] for group in optimizer.param_groups for name in group["names"]})
+
+    monkeypatch.setattr(Pretraining, "optimizer_step", optimizer_step)
+    options = {"task": {"weight_decay": 0.0, "final_weight_decay": 0.4}}
+    recorder = ranks_run.train(tmp_path / "whole", 4, 2, **options)
+    for step, decay in enumerate((0.0, 0.1, 0.3, 0.4)):
+        assert seen[step]["backbone.blocks.0.attn.wq.weight"] == pytest.approx(decay)
+        assert seen[step]["decoder.pixels.weight"] == pytest.approx(decay)
+        for name in ("backbone.cls_token", "backbone.blocks.0.ln1.weight", "decoder.pixels.bias"):
+            assert seen[step][name] == 0, name
+    start = str(tmp_path / "whole" / "step2.ckpt")
+    resumed = ranks_run.train(tmp_path / "resumed", 4, 2, start_from=start, **options)
+    assert seen[4:] == seen[2:4]
+    for name, value in recorder.states[-1].items():
+        assert torch.equal(resumed.states[-1][name], value), name
