@@ -148,3 +148,64 @@ def test_a_weight_decay_that_begins_at_0_is_followed_also_by_a_run_that_goes_on(
     assert seen[4:] == seen[2:4]
     for name, value in recorder.states[-1].items():
         assert torch.equal(resumed.states[-1][name], value), name
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"centring": "softmx"}, "centring must be one of softmax, sinkhorn, got 'softmx'"),
+        ({"export": "techer"}, "export must be one of teacher, student, got 'techer'"),
+        ({"schedule": "lineer"}, "schedule must be one of linear, cosine, constant, got 'lineer'"),
+        (
+            {"colours": {"jiter": 0}},
+            "colours has no field jiter; fields: jitter, brightness, contrast, saturation, hue,",
+        ),
+        ({"colours": {"blur": 1.5}}, r"colours\.blur must be from 0 to 1, got 1\.5"),
+        ({"colours": {"hue": 0.6}}, r"colours\.hue must be from 0 to 0\.5, got 0\.6"),
+        (
+            {"colours": {"sigma": (2.0, 0.1)}},
+            r"colours\.sigma must be a range with 0 < low <= high, got \(2\.0, 0\.1\)",
+        ),
+        ({"decoder": {"dimm": 8}}, "decoder has no field dimm; fields: dim, depth, num_heads, mlp_dim$"),
+        ({"decoder": {"embed_dim": 8}}, "decoder has no field embed_dim"),
+        ({"decoder": {"dimm": 8}, "reconstruction": 0.0}, "decoder has no field dimm"),
+        ({"decoder": {"num_heads": 0}}, "num_heads=0"),
+        (
+            {"head": {"by_arch": {"sapiens2_nano": {"dim": 8}}}},
+            "head has no field dim; fields: hidden_dim, bottleneck_dim",
+        ),
+        ({"head": {"prototypes": 0}}, "at least 1.*prototypes=0"),
+        ({"views": 0}, "views=0"),
+        ({"koleo": -1.0}, "must not be negative"),
+        ({"koleo": math.nan}, "must not be negative"),
+        ({"reconstruction": 0.0, "contrast": 0.0, "koleo": 0.0}, "nor all 0"),
+        (
+            {"reconstruction": 0.0, "contrast": 0.0},
+            "koleo alone only spreads .* give reconstruction or contrast a weight",
+        ),
+        ({"views": 1, "local_views": 0}, "contrast needs two views"),
+        ({"student_temperature": 0.0}, "student_temperature must be positive, got 0.0"),
+        ({"teacher_temperature": (0.065, 0.0)}, "teacher_temperature must be two positive numbers"),
+        ({"teacher_temperature": (0.065, math.nan)}, "teacher_temperature must be two positive numbers"),
+        ({"centre_momentum": 1.1}, "centre_momentum must be from 0 to 1, got 1.1"),
+        ({"teacher_momentum": -0.1}, "teacher_momentum must be from 0 to 1, got -0.1"),
+        ({"final_teacher_momentum": 2}, "final_teacher_momentum must be from 0 to 1, got 2"),
+        ({"flip": 50}, "flip must be from 0 to 1, got 50"),
+        ({"blockwise": -0.4}, "blockwise must be from 0 to 1, got -0.4"),
+        ({"crop_scale": (0.0, 1.0)}, r"crop_scale must be a range with 0 < low <= high <= 1, got \(0.0, 1.0\)"),
+        ({"crop_scale": (0.5,)}, "crop_scale must be a range"),
+        ({"local_scale": (0.7, 0.2)}, "local_scale must be a range"),
+        ({"local_scale": (0.2, 1.2)}, "local_scale must be a range"),
+        ({"crop_aspect": (4 / 3, 3 / 4)}, "crop_aspect must be a range with 0 < low <= high, got"),
+        ({"crop_aspect": (-1, 1)}, "crop_aspect must be a range"),
+        ({"final_weight_decay": -0.1}, "final_weight_decay must be at least 0, got -0.1"),
+    ],
+)
+def test_wrong_values_are_refused_when_the_task_is_built(options, said):
+    with pytest.raises(ValueError, match=said):
+        module(**options)
+
+
+def test_the_limits_of_what_is_possible_are_possible():
+    module(flip=0, blockwise=1, centre_momentum=0, teacher_momentum=1, final_teacher_momentum=1, crop_scale=(1, 1))
+    module(colours={"jitter": 1, "hue": 0.5, "brightness": 0}, crop_aspect=[1, 1], contrast=0.0, reconstruction=0.1)
