@@ -60,15 +60,17 @@ def parameter_groups(
     """Group trainable parameters by learning rate and weight decay.
 
     Returns:
-        Groups for a torch optimiser, each with ``params``, ``names``, ``lr`` and ``weight_decay``.
+        Groups for a torch optimiser, each with ``params``, ``names``, ``lr`` and ``weight_decay``. Of a group all
+        parameters decay or none does, also where ``weight_decay`` is 0: a schedule may raise it.
     """
-    groups: dict[tuple[float, float], dict] = {}
+    groups: dict[tuple[float, bool], dict] = {}
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
         group_lr = lr * layer_multiplier(name, depth, layer_decay)
-        decay = weight_decay if decays(name, parameter) else 0.0
-        group = groups.setdefault((group_lr, decay), {"params": [], "names": [], "lr": group_lr, "weight_decay": decay})
+        decayed = decays(name, parameter)
+        options = {"lr": group_lr, "weight_decay": weight_decay if decayed else 0.0}
+        group = groups.setdefault((group_lr, decayed), {"params": [], "names": [], **options})
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())

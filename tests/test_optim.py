@@ -68,6 +68,12 @@ def test_groups_hold_every_trainable_parameter_once():
     assert found == {names[0]: (0.25, 0.1), names[1]: (0.5, 0.0), names[3]: (1.0, 0.1)}
 
 
+def test_what_decays_has_groups_of_its_own_also_while_the_decay_is_0():
+    layer = nn.Linear(2, 2)
+    groups = parameter_groups(layer.named_parameters(), lr=1.0, weight_decay=0.0, layer_decay=1.0, depth=1)
+    assert [(group["names"], group["weight_decay"]) for group in groups] == [(["weight"], 0.0), (["bias"], 0.0)]
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_a_schedule_ends_at_its_final_value(schedule):
     factor = learning_rate_factor(110, warmup_steps=10, schedule=schedule, final=1e-3)

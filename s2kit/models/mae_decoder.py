@@ -36,7 +36,7 @@ class MAEDecoder(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        if depth < 1 or dim % num_heads:
+        if min(depth, num_heads) < 1 or dim % num_heads:
             raise ValueError(f"a decoder needs blocks, and heads that divide dim: got {depth=}, {dim=}, {num_heads=}")
         self.embed = nn.Linear(embed_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))

@@ -22,6 +22,8 @@ class ProjectionHead(nn.Module):
         self, embed_dim: int, hidden_dim: int = 2048, bottleneck_dim: int = 256, prototypes: int = 65536
     ) -> None:
         super().__init__()
+        if min(hidden_dim, bottleneck_dim, prototypes) < 1:
+            raise ValueError(f"sizes must be at least 1: got {hidden_dim=}, {bottleneck_dim=}, {prototypes=}")
         self.mlp = nn.Sequential(
             nn.Linear(embed_dim, hidden_dim),
             nn.GELU(),

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import cv2
@@ -21,13 +20,14 @@ from s2kit.models.mae_decoder import MAEDecoder
 from s2kit.models.projection_head import ProjectionHead
 from s2kit.planning.flops import Flops
 from s2kit.planning.pretraining import pretraining_flops
-from s2kit.pretraining.colours import ColourChanges, change_colours
+from s2kit.pretraining.colours import change_colours
 from s2kit.pretraining.looks import cls_attention, feature_colours
 from s2kit.pretraining.masking import masked_count
 from s2kit.pretraining.meters import collapse_meters
+from s2kit.pretraining.options import build_colours, check_choices, check_options, fields_for
 from s2kit.pretraining.teacher import check_alike, make_teacher, update_teacher
 from s2kit.pretraining.views import MultiCrop, crop_and_resize
-from s2kit.tasks.base import Task, overrides_for
+from s2kit.tasks.base import Task
 
 #: Gray of a hidden patch in a panel.
 HIDDEN = 128
@@ -116,13 +116,6 @@ class Pretraining(Task):
         layer_decay: float | None = 1.0,
         **kwargs: Any,
     ) -> None:
-        if views < 1 or local_views < 0:
-            raise ValueError(f"views={views}, local_views={local_views}: at least one global crop is needed")
-        weights = {"reconstruction": reconstruction, "contrast": contrast, "koleo": koleo}
-        if min(weights.values()) < 0 or max(weights.values()) == 0:
-            raise ValueError(f"{weights}: weights must not be negative, nor all 0")
-        if contrast and views + local_views < 2:
-            raise ValueError("contrast needs two views: raise views or local_views")
         super().__init__(
             lr=lr,
             weight_decay=weight_decay,
@@ -141,10 +134,15 @@ class Pretraining(Task):
     # ------------------------------------------------------------------------------------------------ what it is
 
     def configure_models(self) -> None:
+        options = self.hparams
+        check_choices(Pretraining.__init__, options)
+        check_options(options)
+        decoder = fields_for(options.arch, "decoder", options.decoder, MAEDecoder)
+        head = fields_for(options.arch, "head", options.head, ProjectionHead)
         self.backbone = self.build_backbone()
         if not hasattr(self.backbone, "forward_visible"):
-            raise ValueError(f"model.arch {self.hparams.arch}: only Sapiens2 backbones can leave patches out")
-        config, options = self.backbone.config, self.hparams
+            raise ValueError(f"model.arch {options.arch}: only Sapiens2 backbones can leave patches out")
+        config = self.backbone.config
         self.grid = self.backbone.grid_size(*self.image_size)
         masked_count(self.grid, options.mask_ratio)
         step = config.stride
@@ -153,15 +151,15 @@ class Pretraining(Task):
         # With the window tokenizer a token covers 64 pixels, of which the paper reconstructs half the resolution.
         self.target_scale = 1 if config.window_tokenizer_depth is None else 2
         self.patch_pixels = step // self.target_scale
+        self.multi_crop = self._multi_crop()
         if options.reconstruction:
-            fields = overrides_for(options.arch, options.decoder)
-            self.decoder = MAEDecoder(config.embed_dim, self.patch_pixels, in_channels=config.in_channels, **fields)
+            self.decoder = MAEDecoder(config.embed_dim, self.patch_pixels, in_channels=config.in_channels, **decoder)
             for block in self.decoder.blocks:
                 block.checkpointing = config.checkpointing
                 if config.compile:
                     block.compile(dynamic=False)
         if options.contrast:
-            self.head = ProjectionHead(config.embed_dim, **overrides_for(options.arch, options.head))
+            self.head = ProjectionHead(config.embed_dim, **head)
             self.teacher = nn.ModuleDict({"backbone": make_teacher(self.backbone), "head": make_teacher(self.head)})
 
     def configure_losses(self) -> None:
@@ -206,13 +204,12 @@ class Pretraining(Task):
 
     # ------------------------------------------------------------------------------------------------ views
 
-    @cached_property
-    def multi_crop(self) -> MultiCrop:
-        """What draws the views."""
+    def _multi_crop(self) -> MultiCrop:
+        """Return what draws the views."""
         names = ("views", "crop_scale", "local_scale", "crop_aspect", "flip", "mask_ratio", "blockwise")
         options = {name: self.hparams[name] for name in names}
         local_views = self.hparams.local_views if self.hparams.contrast else 0
-        colours = ColourChanges(**(self.hparams.colours or {}))
+        colours = build_colours(self.hparams.colours)
         return MultiCrop(
             self.image_size, self.local_size, self.grid, local_views=local_views, colours=colours, **options
         )
@@ -355,10 +352,12 @@ class Pretraining(Task):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         step, options = self.global_step, self.hparams
-        for group in optimizer.param_groups:
-            # Groups without decay stay without it.
-            if group["weight_decay"] and options.final_weight_decay is not None:
-                group["weight_decay"] = self.scheduled(options.weight_decay, options.final_weight_decay, step)
+        if options.final_weight_decay is not None:
+            decay = self.scheduled(options.weight_decay, options.final_weight_decay, step)
+            for group in optimizer.param_groups:
+                # Groups without decay stay without it. Their value does not tell them: a decay may begin at 0.
+                if self.decays(group["names"][0], group["params"][0]):
+                    group["weight_decay"] = decay
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # Here and not at the end of the batch, which comes after the checkpoint of this step.
         if options.contrast:

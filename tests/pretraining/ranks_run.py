@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -114,7 +115,6 @@ def train(
     """Train ``steps`` optimiser steps in all, keep ``stepN.ckpt`` after step 2, and export at the end."""
     seed_everything(0, verbose=False)
     model = Pretraining(**{**TASK, **(task or {})})
-    module.koleo_loss = by_halves if ranks == 1 else koleo_loss
     recorder = Recorder()
     keeper = ModelCheckpoint(folder, "step{step}", auto_insert_metric_name=False, every_n_train_steps=2, save_top_k=-1)
     trainer = Trainer(
@@ -135,7 +135,8 @@ def train(
     rank = trainer.global_rank
     data = batches(steps * accumulate, size, rank, ranks, tuple(empty) if empty else None)
     data = Rest(data, 2 * accumulate if start_from else 0)
-    trainer.fit(model, train_dataloaders=data, ckpt_path=start_from, weights_only=True)
+    with mock.patch.object(module, "koleo_loss", by_halves if ranks == 1 else koleo_loss):
+        trainer.fit(model, train_dataloaders=data, ckpt_path=start_from, weights_only=True)
     export_task(model, folder)
     return recorder
 
