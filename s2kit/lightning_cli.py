@@ -134,7 +134,11 @@ class S2kitCLI(LightningCLI):
         if path == "last":
             path = run_folder(RunConfig(**vars(config.run)), self.experiment) / "checkpoints" / "last.ckpt"
             if not path.is_file():
-                raise UserError(f"--ckpt_path last: there is no {path}; name the run to go on with: --run.version NAME")
+                runs = sorted(folder.parent.parent.name for folder in path.parents[2].glob("*/checkpoints/last.ckpt"))
+                known = f"; there are {', '.join(runs)}" if runs else ""
+                raise UserError(
+                    f"--ckpt_path last: there is no {path}; name the run to go on with: --run.version NAME{known}"
+                )
             config["ckpt_path"] = str(path)
         if not Path(path).is_file():
             raise UserError(f"--ckpt_path {path}: no such checkpoint")
@@ -207,6 +211,8 @@ class S2kitCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         if self.trainer.is_global_zero:
             print(self.model.summary(training=self.subcommand == "fit"))
+            if self.model.start:
+                print(self.model.start)
 
     def before_fit(self) -> None:
         if self.trainer.max_steps <= 0 and self.trainer.max_epochs is None and not self.trainer.fast_dev_run:

@@ -368,6 +368,19 @@ def test_resuming_what_is_not_there_is_refused(config, tiny_normals, tmp_path, c
     message = error_of(capsys, args, code=1)
     assert "--ckpt_path last: there is no" in message
     assert "--run.version" in message
+    last = tmp_path / "normals" / "version_3" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.touch()
+    assert error_of(capsys, args, code=1).endswith("--run.version NAME; there are version_3")
+
+
+def test_a_run_says_what_it_begins_with(config, tiny_normals, tmp_path, capsys):
+    args = ["fit", *config, *tiny_normals, f"--run.folder={tmp_path}", "--trainer.max_steps=1", "--run.test=false"]
+    assert main([*args, "--run.version=first"]) == 0
+    assert "begins with" not in capsys.readouterr().out
+    weights = tmp_path / "normals" / "first"
+    assert main([*args, f"--model.weights={weights}"]) == 0
+    assert f"begins with {weights}: backbone and head\n" in capsys.readouterr().out
 
 
 def test_weights_given_as_a_checkpoint_are_told_apart(run, config, tiny_normals, capsys):

@@ -109,10 +109,17 @@ class LocalFolder:
         except FileNotFoundError:
             raise StorageError(
                 f"{self.where(name)}: no such file; a shard set is a folder with {MANIFEST_NAME} and an index beside "
-                "each tar, as `python -m s2kit data pack`, `data import` and `data index` make it"
+                "each tar, as `python -m s2kit data pack`, `data import` and `data index` make it" + self._hint()
             ) from None
         except OSError as error:
             raise StorageError(f"{self.where(name)}: not readable ({error})") from None
+
+    def _hint(self) -> str:
+        from data_modules.images import EXTENSIONS
+
+        if not self.path.is_dir() or not any(path.suffix.lower() in EXTENSIONS for path in self.path.iterdir()):
+            return ""
+        return f". It holds pictures: `python -m s2kit data pack {self.path} --out SET` makes a set of them"
 
     def open(self, entry: dict[str, Any]) -> OpenFile:
         return LocalFile(self.path / entry["name"])

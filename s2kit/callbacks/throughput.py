@@ -99,4 +99,4 @@ class Throughput(Callback):
             words.append(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
         line = ", ".join(words)
         bar = trainer.progress_bar_callback
-        print(line) if bar is None else bar.print(line)
+        print(line, flush=True) if bar is None else bar.print(line)

@@ -18,7 +18,7 @@ def masked_count(grid: tuple[int, int], ratio: float) -> int:
     """
     patches = grid[0] * grid[1]
     if not 0 < ratio < 1:
-        raise ValueError(f"the mask ratio must be between 0 and 1, got {ratio}")
+        raise ValueError(f"mask_ratio must be above 0 and below 1, got {ratio}")
     if patches < 2:
         raise ValueError(f"a grid of {grid[0]} x {grid[1]} patches leaves nothing to see or nothing to mask")
     return min(max(1, round(ratio * patches)), patches - 1)

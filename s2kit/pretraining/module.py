@@ -147,7 +147,10 @@ class Pretraining(Task):
         masked_count(self.grid, options.mask_ratio)
         step = config.stride
         self.local_size = tuple(options.local_size or (max(step, side // 2 // step * step) for side in self.image_size))
-        config.check_size(*self.local_size)
+        try:
+            config.check_size(*self.local_size)
+        except ValueError as error:
+            raise ValueError(f"local_size: {error}") from None
         # With the window tokenizer a token covers 64 pixels, of which the paper reconstructs half the resolution.
         self.target_scale = 1 if config.window_tokenizer_depth is None else 2
         self.patch_pixels = step // self.target_scale

@@ -34,7 +34,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ValueError(f"views={views}, local_views={local_views}: at least one global crop is needed")
     weights = {name: options[name] for name in ("reconstruction", "contrast", "koleo")}
     if not all(weight >= 0 for weight in weights.values()) or max(weights.values()) == 0:
-        raise ValueError(f"{weights}: weights must not be negative, nor all 0")
+        raise ValueError(f"{weights}: the terms' weights must not be negative, nor all 0")
     if not options["reconstruction"] and not options["contrast"]:
         raise ValueError(
             f"{weights}: koleo alone only spreads pictures, learns nothing of what is in them and leaves no metric to "

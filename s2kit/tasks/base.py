@@ -75,6 +75,8 @@ class Task(PredictionHooks, LightningModule):
     row_title: ClassVar[str] = "class"
     #: Whose weights a training started from: a file's name or ``hf://owner/name``; None for random ones.
     weights_from: str | None = None
+    #: A line on the weights that a training begins with; empty for random ones.
+    start: str = ""
     #: Whether the last optimiser step was left out, because its gradient was not finite.
     skipped: bool = False
     #: Peak learning rates that differ from 5e-4, by arch.
@@ -112,7 +114,8 @@ class Task(PredictionHooks, LightningModule):
         self._bad_samples = BadSamples()
         self._batch_keys: list[str] = []
         if weights is not None:
-            load_weights(self, weights, strict=strict)
+            filled = load_weights(self, weights, strict=strict).filled
+            self.start = f"begins with {weights}: " + ("backbone and head" if filled == "all" else "the backbone alone")
 
     # ------------------------------------------------------------------------------------------------ what it is
 

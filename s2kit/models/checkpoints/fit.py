@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -31,6 +31,7 @@ class Mismatch:
         shapes: (name, shape in the file, shape in the module).
         types: (name, type in the file, type in the module) where a number would change its meaning.
         reason: why, as far as shapes tell.
+        filled: the part of the module that the weights are for.
     """
 
     missing: list[str] = field(default_factory=list)
@@ -39,6 +40,7 @@ class Mismatch:
     types: list[tuple[str, str, str]] = field(default_factory=list)
     shape_of: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     reason: str = ""
+    filled: Literal["all", "backbone"] = "all"
 
     def __bool__(self) -> bool:
         return bool(self.missing or self.unexpected or self.shapes or self.types)
@@ -158,6 +160,7 @@ def fit_checkpoint(module: nn.Module, checkpoint: Checkpoint, strict: bool = Tru
     check_finite(checkpoint.state, path)
     target, state = _target(module, checkpoint)
     mismatch = compare(state, target)
+    mismatch.filled = "all" if target is module else "backbone"
     if mismatch:
         mismatch.reason = likely_reason(module, checkpoint, mismatch)
         if _is_first_process():
