@@ -62,5 +62,5 @@ def test_visible_patches_are_those_not_masked_in_order():
 
 @pytest.mark.parametrize(("grid", "ratio"), [((4, 4), 0.0), ((4, 4), 1.0), ((1, 1), 0.5)])
 def test_nothing_to_see_or_to_mask_is_refused(grid, ratio):
-    with pytest.raises(ValueError, match=r"mask ratio|nothing to see"):
+    with pytest.raises(ValueError, match=r"mask_ratio|nothing to see"):
         masked_count(grid, ratio)
