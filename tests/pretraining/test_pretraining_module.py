@@ -168,7 +168,8 @@ def test_the_joint_loss_is_the_sum_of_its_terms_on_one_pass_of_the_student():
     torch.testing.assert_close(losses["contrast"], torch.stack(pairs).mean())
     alone = module(**{**JOINT, "reconstruction": 0.0})
     assert set(alone.training_losses(drawn)) == {"loss", "contrast", "koleo"} | {
-        f"collapse/{name}" for name in ("mean_entropy", "sample_entropy", "effective_rank", "feature_deviation")
+        f"collapse/{name}"
+        for name in ("mean_entropy", "sample_entropy", "information", "effective_rank", "feature_deviation")
     }
 
 
